@@ -1,0 +1,214 @@
+"""The cohort: pair images with masks, measure each case, refuse what cannot be used.
+
+Images and masks pair by file name without suffixes. Measuring a case reads it whole
+and refuses a mask on another grid or with other values, an empty mask, a constant
+image, voxels that are no numbers; over the cohort, one image under two names. What can
+be used but looks wrong beside the other cases is for `data_prep.suspicions`.
+
+Measures are taken on canonical axes: x to the patient's right, y anterior, z superior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from scipy import ndimage
+
+from femur_tf import image_io
+from femur_tf.config import Triple
+from femur_tf.errors import DataError
+from femur_tf.volume import Volume, canonical, spacings_agree
+
+FEMUR_SHARE = 0.1
+"""A connected part of at least this share of the largest one is a femur; a smaller one is a stray island."""
+_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
+_BORDERS = (("left", "right"), ("posterior", "anterior"), ("lower", "upper"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image and the mask of the same name."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """What two folders hold."""
+
+    pairs: tuple[Pair, ...]
+    """In the order of their names."""
+    images_alone: tuple[str, ...]
+    """Names of images without a mask."""
+    masks_alone: tuple[str, ...]
+    """Names of masks without an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What was measured of a case."""
+
+    name: str
+    shape: tuple[int, int, int]
+    """Voxels along canonical x, y, z."""
+    spacing_mm: Triple
+    """Along canonical x, y, z."""
+    axis_codes: str
+    """Directions in which the axes of the file run, such as LIP."""
+    image_digest: str
+    """Equal for equal voxel values on canonical axes, whatever the file format."""
+    mask_digest: str
+    parts: tuple[int, ...]
+    """Voxels of each connected part of the femur mask (26-connected), largest first."""
+    femurs_mm3: tuple[float, ...]
+    """Volume of each part that is no stray island, from the patient's left to right."""
+    borders: tuple[str, ...]
+    """Borders of the volume that the femur touches, the lower one (the shaft's) left out."""
+
+    @property
+    def femur_mm3(self) -> float:
+        """Volume of the whole mask."""
+        return float(sum(self.parts) * np.prod(self.spacing_mm))
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Why a case cannot be used."""
+
+    name: str
+    message: str
+
+
+def pair(images: Path, masks: Path) -> Pairing:
+    """Pair the images of one folder with the masks of another by file name.
+
+    Raises:
+      FileNotFoundError, DataError: a folder that `image_io.list_images` refuses, or no pair at all.
+    """
+    found, drawn = image_io.list_images(images), image_io.list_images(masks)
+    both = sorted(found.keys() & drawn.keys())
+    if not both:
+        raise DataError(
+            f"{images}, {masks}: expected images and masks of the same file names. Received: {len(found)} images "
+            f"({_first(found)}), {len(drawn)} masks ({_first(drawn)}). Name each mask as its image."
+        )
+    return Pairing(
+        tuple(Pair(name, found[name], drawn[name]) for name in both),
+        tuple(sorted(found.keys() - drawn.keys())),
+        tuple(sorted(drawn.keys() - found.keys())),
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    """Return up to three of the names, for a message."""
+    return ", ".join(sorted(names)[:3]) or "none"
+
+
+def measure(files: Pair, label: int | None) -> Facts | tuple[Problem, ...]:
+    """Read a case and measure it, or say why it cannot be used.
+
+    Args:
+      files: the case.
+      label: the mask value that is femur; None: every value but 0.
+
+    Returns:
+      What was measured, or all problems found. A case is independent of the others, so this runs in parallel.
+    """
+    try:
+        image = image_io.read_image(files.image)
+        reference = image_io.read_mask(files.mask, like=image, label=label)
+    except (DataError, OSError) as error:
+        return (Problem(files.name, str(error)),)
+    problems = _unusable(files, image.volume.data, reference)
+    return problems or _facts(files.name, image.volume, reference)
+
+
+def _unusable(files: Pair, data: np.ndarray, reference: np.ndarray) -> tuple[Problem, ...]:
+    """Return why a case that was read holds nothing to learn from."""
+    found = []
+    if data.min() == data.max():
+        found.append(f"{files.image}: expected an image. Received: a constant, every voxel is {data.flat[0]}")
+    if not reference.any():
+        found.append(f"{files.mask}: expected a mask of the femur. Received: an empty mask. Draw it or remove the case")
+    return tuple(Problem(files.name, message) for message in found)
+
+
+def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
+    """Measure a usable case."""
+    upright = canonical(image)
+    mask = canonical(Volume(reference, image.affine)).data
+    labels, count = ndimage.label(mask, _ALL_NEIGHBOURS)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    femurs = np.flatnonzero(voxels >= FEMUR_SHARE * voxels.max()) + 1
+    centroids = ndimage.center_of_mass(mask, labels, femurs)
+    left_to_right = femurs[np.argsort([x for x, _, _ in centroids])]
+    return Facts(
+        name,
+        shape=tuple(mask.shape),
+        spacing_mm=upright.spacing_mm,
+        axis_codes="".join(nibabel.aff2axcodes(image.affine)),
+        image_digest=_digest(upright.data.astype(np.float32)),
+        mask_digest=_digest(mask),
+        parts=tuple(sorted(voxels.tolist(), reverse=True)),
+        femurs_mm3=tuple(float(voxels[part - 1] * np.prod(upright.spacing_mm)) for part in left_to_right),
+        borders=_borders(mask),
+    )
+
+
+def _digest(data: np.ndarray) -> str:
+    """Return a digest of an array's values and shape."""
+    return hashlib.sha256(repr(data.shape).encode() + np.ascontiguousarray(data).tobytes()).hexdigest()
+
+
+def _borders(mask: np.ndarray) -> tuple[str, ...]:
+    """Return the borders that a canonical mask touches, the lower one left out: the shaft may leave there."""
+    return tuple(
+        name
+        for axis, names in enumerate(_BORDERS)
+        for name, place in zip(names, (0, -1), strict=True)
+        if name != "lower" and mask.take(place, axis=axis).any()
+    )
+
+
+def duplicates(facts: Sequence[Facts]) -> tuple[Problem, ...]:
+    """Return a problem for each case whose image holds the same voxels as an earlier one."""
+    first: dict[str, str] = {}
+    found = []
+    for case in facts:
+        earlier = first.setdefault(case.image_digest, case.name)
+        if earlier != case.name:
+            message = f"expected another image in each case. Received: the voxels of {earlier}. Remove one of the two"
+            found.append(Problem(case.name, message))
+    return tuple(found)
+
+
+def median_spacing(facts: Sequence[Facts]) -> Triple:
+    """Return the median spacing along canonical x, y, z over the cases, rounded to 0.001 mm."""
+    x, y, z = np.median([case.spacing_mm for case in facts], axis=0).round(3).tolist()
+    return x, y, z
+
+
+def resampled(case: Facts, spacing_mm: Triple) -> bool:
+    """Return whether a case is resampled on its way to the working spacing."""
+    return not spacings_agree(case.spacing_mm, spacing_mm)
+
+
+def working_shape(case: Facts, spacing_mm: Triple) -> tuple[int, int, int]:
+    """Return the voxels of a case on the working grid, along canonical x, y, z."""
+    if not resampled(case, spacing_mm):
+        return case.shape
+    wanted = np.multiply(case.shape, np.divide(case.spacing_mm, spacing_mm))
+    x, y, z = np.maximum(1, np.round(wanted)).astype(int).tolist()
+    return x, y, z
+
+
+def millimetres(lengths: Iterable[float]) -> str:
+    """Return lengths as a person reads them, such as 0.911 x 5.2 x 0.911 mm."""
+    return " x ".join(f"{round(length, 3):g}" for length in lengths) + " mm"

@@ -1,0 +1,279 @@
+"""Command: check a cohort, split it, choose the working grid, forecast the records, write `plan.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_prep import cohort, sampling, split
+from data_prep.suspicions import Suspicion, suspicions
+from femur_tf import command, config, files, study
+from femur_tf.errors import DataError
+from femur_tf.records import KINDS
+
+VALIDATION_CASES = 2
+"""Of a first plan, where the user names no number."""
+RECORD_BYTES = 90
+"""An example without its patch: label, centre, case name and framing, about."""
+RECORDS_PER_S = 20_000
+"""Records written a second on two cores: an estimate, for the forecast only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanArguments:
+    """Check a cohort of scans and femur masks, split it by case and plan its records.
+
+    Example: python -m data_prep.plan work/ --images scans/ --masks masks/ --test 17,19,20,22
+
+    An image and its mask have the same file name (NIfTI, NRRD, MetaImage, or a folder of DICOM files). Nothing is
+    written unless every case can be used; a suspicious case is named and kept. A plan made again with more cases
+    keeps the part of every case that the earlier one holds.
+    """
+
+    work: command.Work
+    images: Path
+    """Folder of the scans."""
+    masks: Path
+    """Folder of the femur masks, each on the grid of its scan."""
+    test: str | None = None
+    """Test cases, separated by commas, each by its whole name or the number it ends with."""
+    validation: int | None = None
+    """Number of validation cases of a first plan, or with --new-split; by default 2. Later plans keep the share."""
+    spacing: str | None = None
+    """Working spacing X,Y,Z in mm along right, anterior, superior; by default the cohort's median."""
+    label: int | None = None
+    """The mask value that is femur, where masks hold several; by default the one value that is not 0."""
+    preset: Literal["paper", "default"] = "default"
+    """Whose patch scales to plan."""
+    scales_mm: str | None = None
+    """Distances between patch samples, in mm, separated by commas, 0 for every voxel; in place of the preset's."""
+    per_case: int = config.SamplingConfig.per_case
+    """Examples drawn from each case."""
+    processes: int = dataclasses.field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Cases checked side by side."""
+    new_split: bool = False
+    """Draw the split anew, whatever an earlier plan holds."""
+    overwrite: bool = False
+    """Replace an earlier plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What the records of a plan will take."""
+
+    examples: int
+    """Of the train and validation cases; test cases get no records."""
+    patch_bytes: int
+    """On disk, with patches."""
+    index_bytes: int
+    """On disk, with centres and working grids only."""
+    seconds: float
+    """To write the patches, an estimate."""
+
+
+def numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
+    """Return the numbers that a flag lists, separated by commas.
+
+    Args:
+      text: what the user wrote.
+      flag: named in the error.
+      count: how many are expected; None for one or more.
+
+    Raises:
+      DataError: other than numbers, or not `count` of them.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or count not in (None, len(found)):
+        expected = f"{count} numbers" if count else "numbers"
+        raise DataError(f"{flag}: expected {expected} separated by commas, without spaces. Received: {text!r}.")
+    return found
+
+
+def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) -> tuple[cohort.Facts, ...]:
+    """Measure every case of a cohort.
+
+    Args:
+      pairs: the cases.
+      label: the mask value that is femur; None: every value but 0.
+      processes: cases read side by side; threads, because most of the time goes into decompression.
+
+    Raises:
+      DataError: some cases cannot be used; the message lists every problem of every case.
+    """
+    with ThreadPoolExecutor(max(1, processes)) as pool:
+        measured = list(
+            command.track(pool.map(lambda files: cohort.measure(files, label), pairs), "cases", total=len(pairs))
+        )
+    facts = tuple(found for found in measured if isinstance(found, cohort.Facts))
+    problems = [problem for found in measured if isinstance(found, tuple) for problem in found]
+    problems += cohort.duplicates(facts)
+    if problems:
+        lines = "\n".join(f"  {problem.name}: {problem.message}" for problem in problems)
+        raise DataError(f"Expected {len(pairs)} usable cases. Received {len(problems)} problems:\n{lines}")
+    return facts
+
+
+def data_settings(arguments: PlanArguments, facts: Sequence[cohort.Facts]) -> config.DataConfig:
+    """Return what the records will hold: the patch rule on the working grid, and the sampling.
+
+    Raises:
+      DataError: a flag out of range.
+    """
+    scales_mm = config.PRESETS[arguments.preset].scales_mm
+    if arguments.scales_mm is not None:
+        scales_mm = numbers(arguments.scales_mm, "--scales-mm")
+    spacing_mm = cohort.median_spacing(facts)
+    if arguments.spacing is not None:
+        x, y, z = numbers(arguments.spacing, "--spacing", 3)
+        spacing_mm = (x, y, z)
+    try:
+        return config.DataConfig(
+            patch=config.PatchConfig(spacing_mm=spacing_mm, scales_mm=scales_mm),
+            sampling=config.SamplingConfig(per_case=arguments.per_case),
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[str, study.Part]:
+    """Return the part of each case: as an earlier plan has it, or drawn for the first time.
+
+    Raises:
+      DataError: as `split.named`, `split.first_split`, `split.later_split` and `study.read_plan` do.
+    """
+    test = None if arguments.test is None else split.named([t for t in arguments.test.split(",") if t], names)
+    if arguments.new_split or not study.plan_path(arguments.work).exists():
+        validation = VALIDATION_CASES if arguments.validation is None else arguments.validation
+        return split.first_split(names, test=test or frozenset(), validation=validation, seed=seed)
+    try:
+        earlier = {case.name: case.part for case in study.read_plan(arguments.work).cases}
+    except DataError as error:
+        raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
+    parts = split.later_split(names, earlier, test=test, seed=seed)
+    _warn_of_changes(arguments, earlier, parts)
+    return parts
+
+
+def _warn_of_changes(
+    arguments: PlanArguments, earlier: Mapping[str, study.Part], parts: Mapping[str, study.Part]
+) -> None:
+    """Name the cases that move, and a number of validation cases that the earlier split does not meet."""
+    for name in sorted(earlier.keys() & parts.keys()):
+        if earlier[name] != parts[name]:
+            command.warn(f"{name} moves from {earlier[name]} to {parts[name]}: runs made before used it otherwise.")
+    count = list(parts.values()).count("validation")
+    if arguments.validation not in (None, count):
+        command.warn(
+            f"--validation {arguments.validation}: the earlier plan's split is kept, with {count} validation cases now. "
+            "Pass --new-split to draw it anew."
+        )
+
+
+def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
+    """Forecast the records of a plan."""
+    patch, used = plan.data.patch, {case.name for case in plan.cases if case.part != "test"}
+    examples = plan.data.sampling.per_case * len(used)
+    grids = sum(int(np.prod(cohort.working_shape(case, patch.spacing_mm))) for case in facts if case.name in used)
+    return Forecast(
+        examples,
+        patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
+        index_bytes=examples * RECORD_BYTES + grids,
+        seconds=examples / RECORDS_PER_S,
+    )
+
+
+def check_disk(work: Path, expected: Forecast) -> int:
+    """Return the free disk in bytes, with a warning where the records fit in index-only mode alone.
+
+    Raises:
+      DataError: not even the index-only records fit.
+    """
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if expected.index_bytes > free:
+        raise DataError(
+            f"{work}: expected {gigabytes(expected.index_bytes)} of free disk for the records, index-only. "
+            f"Received: {gigabytes(free)}. Free some, or plan fewer examples (--per-case) or a wider --spacing."
+        )
+    if expected.patch_bytes > free:
+        command.warn(
+            f"{work}: {gigabytes(free)} free, patch records need {gigabytes(expected.patch_bytes)}. "
+            "Pass --index-only to data_prep.write_records, free some disk, or plan fewer examples (--per-case)."
+        )
+    return free
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Return a size as a person reads it."""
+    return f"{size_bytes / 1e9:.3g} GB"
+
+
+def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, Sequence[Suspicion]]) -> None:
+    """Print the table of the cases, and under it why a case is suspicious."""
+    rows = []
+    for planned, case in zip(plan.cases, facts, strict=True):
+        voxels, spacing = "x".join(map(str, case.shape)), cohort.millimetres(case.spacing_mm).removesuffix(" mm")
+        kinds = ", ".join(doubt.kind for doubt in doubts[case.name])
+        rows.append((case.name, planned.part, voxels, spacing, f"{case.femur_mm3 / 1000:.1f}", kinds))
+    header = ("case", "part", "voxels", "spacing mm", "femur cm3", "look at")
+    command.table("Cohort (axes: right, anterior, superior)", header, rows)
+    for name, found in doubts.items():
+        if found:
+            command.say(f"{name}: {'; '.join(doubt.message for doubt in found)}")
+
+
+def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecast, free_bytes: int) -> None:
+    """Print what the plan decides and what the records will take."""
+    patch, wanted = plan.data.patch, sampling.asked(plan.data.sampling)
+    parts = ", ".join(f"{len(plan.part(part))} {part}" for part in ("train", "validation", "test"))
+    resampled = sum(cohort.resampled(case, patch.spacing_mm) for case in facts)
+    steps = ", ".join(f"{x}x{y}x{z}" for x, y, z in patch.steps)
+    command.say(f"Cases: {len(facts)} ({parts}); {resampled} will be resampled.")
+    command.say(f"Working spacing: {cohort.millimetres(patch.spacing_mm)}.")
+    command.say(f"Patches: {patch.size}x{patch.size}, {patch.channels} channels; a sample every {steps} voxels.")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in zip(KINDS, wanted, strict=True))
+    command.say(
+        f"Examples: {expected.examples:,}; {plan.data.sampling.per_case:,} a case ({kinds}), none of test cases."
+    )
+    command.say(
+        f"Records: {gigabytes(expected.patch_bytes)} on disk, about {max(1, round(expected.seconds / 60))} min "
+        f"(estimate: {RECORDS_PER_S:,}/s); index-only {gigabytes(expected.index_bytes)}. Free: {gigabytes(free_bytes)}."
+    )
+
+
+def main(arguments: PlanArguments) -> None:
+    """Check, plan, write `plan.json` and print one table."""
+    path = study.plan_path(arguments.work)
+    files.refuse_existing(path, overwrite=arguments.overwrite)
+    pairing = cohort.pair(arguments.images, arguments.masks)
+    for what, names in (("image without a mask", pairing.images_alone), ("mask without an image", pairing.masks_alone)):
+        if names:
+            command.warn(f"{what}, left out: {', '.join(names)}")
+    parts = parts_of(arguments, [case.name for case in pairing.pairs], config.SamplingConfig.seed)
+    facts = check(pairing.pairs, label=arguments.label, processes=arguments.processes)
+    data = data_settings(arguments, facts)
+    cases = tuple(
+        study.Case(case.name, str(case.image.absolute()), str(case.mask.absolute()), parts[case.name])
+        for case in pairing.pairs
+    )
+    plan = study.Plan(cases, data, arguments.label)
+    expected = forecast(plan, facts)
+    free_bytes = check_disk(arguments.work, expected)
+    files.write_json(path, config.to_dict(plan))
+    show(plan, facts, suspicions(facts, data))
+    show_plan(plan, facts, expected, free_bytes)
+    command.say(f"Next: python -m data_prep.write_records {arguments.work}")
+
+
+if __name__ == "__main__":
+    command.run(main, PlanArguments)

@@ -1,0 +1,108 @@
+"""Which voxels of a case become examples.
+
+A voxel of the working grid is of one of three kinds: bone (inside the femur mask),
+near (outside it, at most `near_mm` from the centre of a bone voxel) and far (all
+others). The femur is about one hundredth of a hip volume, so the kinds are drawn by
+stated shares and not as they come. Nothing is drawn twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from femur_tf.config import SamplingConfig, Triple
+from femur_tf.records import KINDS
+
+BONE, NEAR, FAR = range(len(KINDS))
+"""The code of a kind is its position in `KINDS`."""
+TOLERANCE_MM = 1e-6
+"""Added to `near_mm`: distances are sums of rounded squares, and the limit itself counts as near."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draw:
+    """The drawn examples of one case, in random order."""
+
+    centres: np.ndarray
+    """(N, 3) int64, voxel index x, y, z on the working grid."""
+    label: np.ndarray
+    """(N,) int64, 1 inside the femur, else 0."""
+    kind: np.ndarray
+    """(N,) uint8, position in `KINDS`."""
+    short: dict[str, int]
+    """How many examples are missing of each kind that has fewer voxels than were asked; other kinds are not listed."""
+
+
+def asked(config: SamplingConfig) -> tuple[int, int, int]:
+    """Return how many examples of each kind are asked of a case; they add up to `per_case`."""
+    bone = round(config.per_case * config.share_bone)
+    background_near = round(config.per_case * (config.share_bone + config.share_near)) - bone
+    return bone, background_near, config.per_case - bone - background_near
+
+
+def kinds(mask: np.ndarray, *, spacing_mm: Triple, near_mm: float) -> np.ndarray:
+    """Return the kind of each voxel.
+
+    Args:
+      mask: (X, Y, Z) bool, the femur on the working grid; may be empty, then all is far.
+      spacing_mm: voxel spacing along x, y, z.
+      near_mm: distance between voxel centres up to which background is near, inclusive.
+
+    Returns:
+      (X, Y, Z) uint8, positions in `KINDS`.
+    """
+    result = np.full(mask.shape, FAR, np.uint8)
+    if mask.any():
+        box = _box_around(mask, spacing_mm=spacing_mm, margin_mm=near_mm)
+        distance_mm = ndimage.distance_transform_edt(~mask[box], sampling=spacing_mm)
+        result[box][distance_mm <= near_mm + TOLERANCE_MM] = NEAR
+        result[mask] = BONE
+    return result
+
+
+def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig, rng: np.random.Generator) -> Draw:
+    """Draw the examples of a case by the shares of `config`, without replacement, in random order.
+
+    A kind that has fewer voxels than asked gives all of them, and no other kind makes up for it.
+
+    Args:
+      mask: (X, Y, Z) bool, the femur on the working grid.
+      spacing_mm: voxel spacing along x, y, z.
+      config: how many, which shares, what near means. Its seed is not used: `rng` is the chance.
+      rng: the source of chance.
+
+    Raises:
+      ValueError: `mask` is not a bool volume.
+    """
+    if mask.ndim != 3 or mask.dtype != np.bool_:
+        raise ValueError(f"expected a bool mask (X, Y, Z). Received: dtype={mask.dtype}, shape={mask.shape}")
+    kind = kinds(mask, spacing_mm=spacing_mm, near_mm=config.near_mm).ravel()
+    wanted = asked(config)
+    drawn = [_draw(np.flatnonzero(kind == code), count, rng) for code, count in enumerate(wanted)]
+    short = {
+        name: count - found.size for name, count, found in zip(KINDS, wanted, drawn, strict=True) if found.size < count
+    }
+    flat = rng.permutation(np.concatenate(drawn))  # (N,)
+    centres = np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int64)  # (N, 3)
+    return Draw(centres, (kind[flat] == BONE).astype(np.int64), kind[flat], short)
+
+
+def _draw(voxels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` of the flat voxel indices, without replacement, or all where there are fewer."""
+    if voxels.size <= count:
+        return voxels
+    return voxels[rng.choice(voxels.size, count, replace=False, shuffle=False)]
+
+
+def _box_around(mask: np.ndarray, *, spacing_mm: Triple, margin_mm: float) -> tuple[slice, ...]:
+    """Return the box [start, stop) of the true voxels, wider by `margin_mm` on each side, inside the volume."""
+    box = []
+    for axis, size in enumerate(mask.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        places = np.flatnonzero(mask.any(axis=others))
+        margin = int(np.ceil(margin_mm / spacing_mm[axis])) + 1
+        box.append(slice(max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
+    return tuple(box)

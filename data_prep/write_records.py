@@ -1,0 +1,208 @@
+"""Drawn centres -> patches -> sharded TFRecords with a manifest.
+
+One pure function per case (`write_case`) does the work, in several processes; what
+it returns is kept beside the shards, so that a run that was killed goes on with the
+first unfinished case. The manifest is written last: records without one are
+unfinished.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import sampling
+from femur_tf import command, config, files, records, study
+from femur_tf.errors import DataError
+from femur_tf.patches import Cutter
+
+SHARD_EXAMPLES = 9_000
+"""Examples a shard, about: at 6.5 kB an example a shard is 60 MB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteArguments:
+    """Write the planned examples of each case as TFRecord shards.
+
+    Example: python -m data_prep.write_records work/
+
+    A run that was interrupted goes on where it stopped.
+    """
+
+    work: command.Work
+    index_only: bool = False
+    """Write centres only; patches are cut while training. Saves the disk, costs time in training."""
+    processes: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    """Cases written side by side."""
+    overwrite: bool = False
+    """Replace records made from another plan."""
+
+
+def fingerprint(plan: study.Plan, case: study.Case, mode: records.Mode) -> str:
+    """Return a digest of all that a case's records are made from: settings, files, mode."""
+    stamps = [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in (case.image, case.mask)]
+    made_from = [config.to_dict(plan.data), plan.label, config.to_dict(case), stamps, mode]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def case_rng(seed: int, case: str) -> np.random.Generator:
+    """Return the case's own random numbers: adding a case changes no other one's draw."""
+    return np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()[:8]])
+
+
+def _write_shard(path: Path, examples: list[bytes]) -> None:
+    """Write serialized examples to one TFRecord file, whole."""
+    import tensorflow as tf
+
+    with files.whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        for example in examples:
+            writer.write(example)
+
+
+def encode_all(draw: sampling.Draw, cutter: Cutter | None, case: str) -> list[bytes]:
+    """Return the serialized examples of a draw; without a cutter they hold no patch."""
+    name = case.encode()
+    centres, labels = draw.centres.tolist(), draw.label.tolist()
+    patches = [None] * len(labels) if cutter is None else cutter.cut(draw.centres, extra=True)
+    return [records.encode(p, y, c, name) for p, y, c in zip(patches, labels, centres, strict=True)]
+
+
+def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords:
+    """Draw a case's centres and write its shards.
+
+    Args:
+      work: the study's work folder.
+      plan: its plan.
+      case: one case of the plan.
+      mode: "patches", or "index" to leave the patches out and keep the working grid.
+
+    Returns:
+      What the manifest says of the case.
+    """
+    folder = study.records_path(work)
+    loaded = study.load_case(plan, case)
+    settings = plan.data.sampling
+    draw = sampling.draw_centres(
+        loaded.working_mask,
+        spacing_mm=loaded.working.spacing_mm,
+        config=settings,
+        rng=case_rng(settings.seed, case.name),
+    )
+    grid = None
+    if mode == "index":
+        (folder / "grids").mkdir(parents=True, exist_ok=True)
+        with files.whole(folder / f"grids/{case.name}.npy") as temporary:
+            np.save(temporary, loaded.working.data)
+        grid = records.file_entry(folder, f"grids/{case.name}.npy")
+    cutter = Cutter.of(loaded.working.data, plan.data.patch) if mode == "patches" else None
+    total = max(1, round(len(draw.label) / SHARD_EXAMPLES))
+    shards = []
+    for index, part in enumerate(np.array_split(np.arange(len(draw.label)), total)):
+        here = sampling.Draw(draw.centres[part], draw.label[part], draw.kind[part], {})
+        name = records.shard_name(case.name, index, total)
+        _write_shard(folder / name, encode_all(here, cutter, case.name))
+        examples = {kind: int((here.kind == number).sum()) for number, kind in enumerate(records.KINDS)}
+        shards.append(records.Shard(records.file_entry(folder, name), case.name, examples))
+    written = records.CaseRecords(case.name, case.part, tuple(shards), fingerprint(plan, case, mode), grid)
+    files.write_json(_case_path(work, case), config.to_dict(written))
+    return written
+
+
+def _case_path(work: Path, case: study.Case) -> Path:
+    """Return where the finished part of a case is noted."""
+    return study.records_path(work) / "cases" / f"{case.name}.json"
+
+
+def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords | None:
+    """Return a case's records where they are complete and made from the same input, else None.
+
+    Raises:
+      DataError: they were made from another plan, input or mode.
+    """
+    path = _case_path(work, case)
+    if not path.exists():
+        return None
+    found = config.load(records.CaseRecords, path)
+    if found.fingerprint != fingerprint(plan, case, mode):
+        raise DataError(
+            f"{path}: expected records of this plan (mode {mode!r}). Received: records made from other settings or "
+            "other files. Pass --overwrite to write all records again."
+        )
+    return found
+
+
+def _check_disk(work: Path, plan: study.Plan, cases: int, mode: records.Mode) -> None:
+    """Raise where the disk cannot hold the records of `cases` cases."""
+    patch = plan.data.patch
+    one = 90 + ((patch.size + 1) ** 2 * patch.channels if mode == "patches" else 0)
+    needed = one * plan.data.sampling.per_case * cases
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise DataError(
+            f"{work}: expected {needed / 1e9:.1f} GB of free disk for the records of {cases} cases. "
+            f"Received: {free / 1e9:.1f} GB. Free some, plan fewer examples (--per-case), or pass --index-only."
+        )
+
+
+def write(
+    work: Path, *, mode: records.Mode = "patches", processes: int = 1, overwrite: bool = False
+) -> records.Manifest:
+    """Write the records of every train and validation case of the plan, and the manifest.
+
+    Test cases get none: nothing may be chosen on them.
+
+    Args:
+      work: the study's work folder.
+      mode: "patches" or "index".
+      processes: cases written side by side.
+      overwrite: write again what another plan has made.
+
+    Raises:
+      DataError: no plan, records of another plan, or not enough disk.
+    """
+    plan = study.read_plan(work)
+    folder = study.records_path(work)
+    cases = [case for case in plan.cases if case.part != "test"]
+    if overwrite:
+        files.remove(folder)
+    done = {case.name: _finished(work, plan, case, mode) for case in cases}
+    todo = [case for case in cases if done[case.name] is None]
+    _check_disk(work, plan, len(todo), mode)
+    files.remove(records.manifest_path(folder))
+    # Spawned, not forked: TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(processes, len(todo)))
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(write_case, work, plan, case, mode) for case in todo]
+        for future in command.track(concurrent.futures.as_completed(futures), "cases", total=len(futures)):
+            written = future.result()
+            done[written.case] = written
+    manifest = records.Manifest(plan.data, mode, tuple(entry for entry in done.values() if entry))
+    files.write_json(records.manifest_path(folder), config.to_dict(manifest))
+    return manifest
+
+
+def main(arguments: WriteArguments) -> None:
+    """Write the records and print one table."""
+    mode: records.Mode = "index" if arguments.index_only else "patches"
+    manifest = write(arguments.work, mode=mode, processes=arguments.processes, overwrite=arguments.overwrite)
+    rows = []
+    for case in manifest.cases:
+        kinds = [sum(shard.examples[kind] for shard in case.shards) for kind in records.KINDS]
+        megabytes = sum(shard.file.bytes for shard in case.shards) / 1e6
+        rows.append((case.case, case.part, len(case.shards), *kinds, f"{megabytes:.0f}"))
+    header = ("case", "part", "shards", *records.KINDS, "MB")
+    command.table(f"Records in {study.records_path(arguments.work)} ({mode})", header, rows)
+    command.say(f"Next: python -m femur_tf.train {arguments.work}")
+
+
+if __name__ == "__main__":
+    command.run(main, WriteArguments)

@@ -1,0 +1,121 @@
+"""The edge between a command and its user: flags, errors, exit status, progress, tables.
+
+A command is a frozen dataclass of arguments, whose docstring is its help, and a
+function that takes it. `run` joins the two. A `DataError` or an operating-system
+error is shown as one message with exit status 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from femur_tf.errors import DataError
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+Work = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORK", help="The study's work folder.")]
+"""The first argument of every command that works on a study."""
+
+console = Console()
+_errors = Console(stderr=True)
+
+
+def run(function: Callable[[A], int | None], kind: type[A]) -> None:
+    """Parse the command line into `kind`, call `function` with it and exit.
+
+    Args:
+      function: the command; what it returns is the exit status, None is 0.
+      kind: a dataclass; its fields are the flags, its docstring the help.
+    """
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"])
+    try:
+        status = function(parsed)
+    except (DataError, OSError) as error:
+        if debug:
+            raise
+        fail(str(error))
+        status = 2
+    except KeyboardInterrupt:
+        fail("Interrupted. Run the same command again to go on.")
+        status = 130
+    sys.exit(status or 0)
+
+
+def fail(message: str) -> None:
+    """Show an error message on standard error."""
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Show a warning on standard error."""
+    _errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Show a line on standard output."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress(*, percent: bool = False) -> Progress:
+    """Return a progress display: what, how much of it, time gone, time left. Use it as a context manager.
+
+    Args:
+      percent: show a percentage instead of the number of items.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn() if percent else MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=not console.is_terminal,
+    )
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+    """Yield `items` under a progress bar.
+
+    Args:
+      items: what to go through.
+      label: shown before the bar.
+      total: their number, where `items` has no length.
+    """
+    with progress() as display:
+        yield from display.track(items, total=total, description=label)
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print one table.
+
+    Args:
+      title: above the table.
+      header: a name for each column, with its unit.
+      rows: cells, shown by `str`; floats with three decimals.
+    """
+    result = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        result.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row])
+    console.print(result, markup=False)

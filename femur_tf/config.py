@@ -1,0 +1,317 @@
+"""Every setting of a study: its default, its range and where the value comes from.
+
+The source is Hallyburton et al., ISMRM 2017, #3860. A value that it states is
+marked "source"; a value that it leaves open is marked "our choice". Settings are
+frozen dataclasses, checked when they are made, and saved as JSON beside whatever
+they made (`to_dict`, `load`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import cattrs
+import cattrs.v
+
+from femur_tf.errors import DataError
+from femur_tf.files import read_json
+
+PLANES = ("axial", "coronal", "sagittal")
+"""The three patch planes, in channel order. Axial spans the canonical axes (x, y), coronal (x, z), sagittal (y, z)."""
+
+Triple = tuple[float, float, float]
+T = TypeVar("T")
+
+
+def _require(fine: bool, owner: object, name: str, expected: str) -> None:
+    """Raise a `ValueError` naming the field `name` of `owner` unless `fine`."""
+    if not fine:
+        kind = type(owner).__name__
+        raise ValueError(f"{kind}.{name}: expected {expected}. Received: {name}={getattr(owner, name)!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig:
+    """The patch rule: which voxels of the working grid a patch at a centre reads.
+
+    A patch has `size` samples along each of its two axes, at offsets
+    -size//2 .. size - size//2 - 1 from the centre's cell. For each scale the step
+    between samples along each axis is a whole number of working-grid voxels, at
+    least one: the nearest to `scales_mm / spacing_mm`.
+    """
+
+    size: int = 32
+    """Samples along each patch axis (source: 32 x 32)."""
+    spacing_mm: Triple = (1.0, 1.0, 1.0)
+    """Voxel spacing of the working grid along canonical x, y, z; the plan sets the cohort's median."""
+    scales_mm: tuple[float, ...] = (0.0,)
+    """Wanted distance between samples, a value for each scale; 0 is every voxel (source: one scale, every voxel)."""
+    padding: Literal["edge"] = "edge"
+    """What a patch reads beyond the volume's border: the nearest voxel inside (our choice)."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 2, self, "size", "at least 2 samples")
+        _require(all(0 < s < 100 for s in self.spacing_mm), self, "spacing_mm", "three lengths in (0, 100) mm")
+        _require(len(self.scales_mm) >= 1, self, "scales_mm", "one scale or more")
+        _require(all(0 <= s <= 200 for s in self.scales_mm), self, "scales_mm", "distances in [0, 200] mm")
+        _require(self.padding == "edge", self, "padding", "'edge'")
+
+    @property
+    def steps(self) -> tuple[tuple[int, int, int], ...]:
+        """The step between samples, in working-grid voxels along x, y, z, for each scale."""
+        sx, sy, sz = self.spacing_mm
+        return tuple((max(1, round(s / sx)), max(1, round(s / sy)), max(1, round(s / sz))) for s in self.scales_mm)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a patch: planes x scales, channel = scale * 3 + plane."""
+        return len(PLANES) * len(self.scales_mm)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalisationConfig:
+    """How a volume's intensities become the uint8 of the working grid."""
+
+    lower_percentile: float = 0.5
+    """Of all voxels; becomes 0 (our choice)."""
+    upper_percentile: float = 99.5
+    """Of the foreground, the voxels above the volume's mean; becomes 255 (our choice)."""
+    n4: bool = False
+    """Correct the bias field first (N4, SimpleITK); slow, about a minute a case (our choice: off)."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.lower_percentile < 50, self, "lower_percentile", "a percentile in [0, 50)")
+        _require(50 < self.upper_percentile <= 100, self, "upper_percentile", "a percentile in (50, 100]")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Which voxels of a case become examples (our choice throughout)."""
+
+    per_case: int = 36_000
+    """Examples drawn from each case, without replacement."""
+    share_bone: float = 0.35
+    """Share of the examples inside the femur."""
+    share_near: float = 0.35
+    """Share outside the femur, at most `near_mm` from it; the rest is far background."""
+    near_mm: float = 12.0
+    """Distance from the femur up to which background counts as near, inclusive."""
+    seed: int = 2017
+
+    def __post_init__(self) -> None:
+        _require(self.per_case >= 1, self, "per_case", "at least 1 example")
+        _require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
+        _require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
+        _require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
+        _require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
+
+    @property
+    def share_far(self) -> float:
+        """Share of the examples further than `near_mm` from the femur."""
+        return 1.0 - self.share_bone - self.share_near
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The Sequential network: blocks of (Conv, MaxPool, ReLU), Flatten, Dense layers, Dense 1."""
+
+    filters: tuple[int, ...] = (16, 48, 96)
+    """Filters of each convolution, per plane and scale with late fusion (our choice)."""
+    kernel: int = 3
+    """Kernel size (source: 3 x 3)."""
+    pool: int = 2
+    """Max-pooling window and stride (source: max pooling; the size is our choice)."""
+    dense: tuple[int, ...] = (64,)
+    """Units of each hidden Dense layer (our choice)."""
+    fusion: Literal["late", "early"] = "late"
+    """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in the first convolution (our choice)."""
+    dropout_conv: float = 0.0
+    """Dropout after each convolution block (source: 0.5)."""
+    dropout_dense: float = 0.5
+    """Dropout before each Dense layer (source: 0.5)."""
+    l2: float = 1e-5
+    """L2 penalty on kernels (source: L2 is used; the value is our choice)."""
+    bias: float = 0.10
+    """Initial value of each bias (source: 0.10). Kernels start from Glorot uniform (source: Xavier)."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.filters) >= 1 and min(self.filters) >= 1, self, "filters", "one width or more, each at least 1")
+        _require(self.kernel >= 1, self, "kernel", "at least 1")
+        _require(self.pool >= 1, self, "pool", "at least 1")
+        _require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
+        _require(self.fusion in ("late", "early"), self, "fusion", "'late' or 'early'")
+        _require(0 <= self.dropout_conv < 1, self, "dropout_conv", "a rate in [0, 1)")
+        _require(0 <= self.dropout_dense < 1, self, "dropout_dense", "a rate in [0, 1)")
+        _require(self.l2 >= 0, self, "l2", "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch, made inside the tf.data graph; 0 or False switches one off (our choice)."""
+
+    flip: bool = True
+    """Mirror left-right, in one example of two."""
+    intensity_scale: float = 0.15
+    """Multiply grey values by a factor in [1 - v, 1 + v]."""
+    intensity_shift: float = 0.05
+    """Add a share in [-v, v] of the full range of 255."""
+    rotation_degrees: float = 0.0
+    """Rotate each plane about its centre by an angle in [-v, v]."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.intensity_scale < 1, self, "intensity_scale", "a share in [0, 1)")
+        _require(0 <= self.intensity_shift < 1, self, "intensity_shift", "a share in [0, 1)")
+        _require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """(source: SGD with momentum)"""
+    learning_rate: float = 1e-3
+    """(source: 1e-4)"""
+    momentum: float = 0.9
+    """Of SGD; Adam's beta_1 otherwise (our choice)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """`cosine` falls to a hundredth of the learning rate at the end of the epochs or minutes given (source: constant)."""
+    batch: int = 256
+    """Examples a step (source: 256)."""
+    epochs: int = 62
+    """Passes over the records (source: 62)."""
+    loss: Literal["binary_crossentropy", "weighted", "focal"] = "binary_crossentropy"
+    """Keras's own losses; `weighted` multiplies bone's term by `bone_weight` (source: log-loss)."""
+    bone_weight: float = 1.0
+    """Weight of a bone example with the `weighted` loss."""
+    focal_gamma: float = 2.0
+    """Exponent of the `focal` loss (Lin et al. 2017)."""
+    patience: int = 8
+    """Epochs without a better validation loss after which training stops (our choice)."""
+    mixed_precision: bool = False
+    """Compute in float16 with float32 weights; worth it on a GPU only."""
+    seed: int = 2017
+    augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self) -> None:
+        _require(0 < self.learning_rate < 10, self, "learning_rate", "a rate in (0, 10)")
+        _require(0 <= self.momentum < 1, self, "momentum", "a share in [0, 1)")
+        _require(self.batch >= 1, self, "batch", "at least 1")
+        _require(self.epochs >= 1, self, "epochs", "at least 1")
+        _require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
+        _require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
+        _require(self.patience >= 1, self, "patience", "at least 1 epoch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the post-processing recipe, after the cut-off.
+
+    `opening`: value = radius in mm; `small_clusters`: remove clusters smaller than value mm3; `largest`: keep the
+    value largest components; `fill_holes`: fill cavities closed in 3-D of at most value mm3; `fill_planes`: fill
+    holes closed within a slice of the plane that is sampled finest, of at most value mm2.
+    """
+
+    name: Literal["opening", "small_clusters", "largest", "fill_holes", "fill_planes"]
+    value: float
+
+    def __post_init__(self) -> None:
+        names = ("opening", "small_clusters", "largest", "fill_holes", "fill_planes")
+        _require(self.name in names, self, "name", f"one of {', '.join(names)}")
+        _require(self.value >= 0, self, "value", "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeConfig:
+    """How a probability map becomes a mask: a cut-off, then the steps in their order."""
+
+    cutoff: float = 0.5
+    """A voxel is bone where its probability is at least the cut-off (source: .9266, from the test ROC)."""
+    steps: tuple[Step, ...] = (Step("opening", 1.0), Step("largest", 2), Step("fill_holes", 1e5))
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.cutoff <= 1, self, "cutoff", "a probability in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the records hold: the patch rule, the intensities and the sampling. Fixed by the plan."""
+
+    patch: PatchConfig = PatchConfig(scales_mm=(0.0, 3.6))
+    normalisation: NormalisationConfig = NormalisationConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All that a run was made with: what `runs/NAME/config.json` holds."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named pair of network and training settings, with the patch scales they read."""
+
+    model: ModelConfig
+    train: TrainConfig
+    scales_mm: tuple[float, ...]
+
+
+PRESETS = {
+    "paper": Preset(
+        ModelConfig(filters=(24, 48, 96), dense=(96,), dropout_conv=0.5, dropout_dense=0.5, l2=5e-4),
+        TrainConfig(
+            optimizer="sgd", learning_rate=1e-4, momentum=0.9, schedule="constant", augment=AugmentConfig(False, 0, 0, 0)
+        ),
+        scales_mm=(0.0,),
+    ),
+    "default": Preset(ModelConfig(), TrainConfig(), scales_mm=(0.0, 3.6)),
+}
+"""`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the best measured (docs/results.md)."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON types."""
+    result: dict[str, Any] = cattrs.unstructure(config)
+    return result
+
+
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+def _describe(error: BaseException, kind: type[Any] | None) -> str:
+    """Say what is wrong with a field; our own range checks already do."""
+    return str(error) if "expected" in str(error) else cattrs.v.format_exception(error, kind)
+
+
+def from_dict(kind: type[T], values: object, source: str = "config") -> T:
+    """Build the config dataclass `kind` from plain JSON types.
+
+    Args:
+      kind: a dataclass of this module or of a module that composes them.
+      values: what `to_dict` gave, possibly through JSON.
+      source: named in the error, usually the file's path.
+
+    Raises:
+      DataError: an unknown, missing or badly typed field, or a value out of range.
+    """
+    try:
+        return _CONVERTER.structure(values, kind)
+    except (cattrs.BaseValidationError, ValueError, TypeError, AttributeError) as error:
+        problems = "; ".join(cattrs.transform_error(error, kind.__name__, _describe))
+        raise DataError(f"{source}: expected the fields of {kind.__name__}. Received: {problems}") from error
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read the config dataclass `kind` from the JSON file `path`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      DataError: not JSON, or not the fields of `kind`.
+    """
+    return from_dict(kind, read_json(path), str(path))

@@ -1,0 +1,224 @@
+"""Shards -> shuffled, augmented batches (tf.data).
+
+The order of work: draw the order of the shards for this epoch, read sixteen of them
+in turns, shuffle the serialized examples, make batches, then parse and augment a
+whole batch at once. Every draw depends on (seed, epoch) alone, so that the same seed
+gives the same order, and a training that goes on at an epoch sees what it would have
+seen. An epoch holds each example once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from femur_tf import records
+from femur_tf.config import PLANES, AugmentConfig, PatchConfig
+from femur_tf.errors import DataError
+from femur_tf.patches import Cutter
+
+READERS = 16
+"""Shards read in turns."""
+
+SHUFFLE_BYTES = 256 * 2**20
+"""Memory of the shuffle buffer; shards are shuffled when written, so it only has to mix cases."""
+
+
+def _read(shards: list[str], seed: int, epoch: tf.Tensor, shuffle: int) -> tf.data.Dataset:
+    """Return the serialized examples of one epoch, mixed unless `shuffle`, the buffer's length, is 0."""
+    names = tf.constant(shards)
+    if shuffle:
+        names = tf.random.experimental.stateless_shuffle(names, seed=tf.stack([tf.cast(seed, tf.int64), epoch]))
+    dataset = tf.data.Dataset.from_tensor_slices(names).interleave(
+        tf.data.TFRecordDataset,
+        cycle_length=min(READERS, len(shards)),
+        block_length=32,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return dataset.shuffle(shuffle, seed=epoch + seed * 100_003) if shuffle else dataset
+
+
+def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.experimental.GenericFunction:
+    """Return a function (case, centre) -> patches that cuts from the working grids of index mode."""
+    cutters = {
+        case.case.encode(): Cutter.of(np.load(folder / case.grid.name), manifest.data.patch)
+        for case in manifest.cases
+        if case.part == part and case.grid
+    }
+    patch = manifest.data.patch
+    shape = (patch.size + 1, patch.size + 1, patch.channels)
+
+    def cut(cases: np.ndarray, centres: np.ndarray) -> np.ndarray:
+        result = np.empty((len(cases), *shape), np.uint8)
+        for case in np.unique(cases):
+            here = cases == case
+            result[here] = cutters[case].cut(centres[here], extra=True)
+        return result
+
+    def gather(cases: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(cut, [cases, centres], tf.uint8), (None, *shape))
+
+    return gather
+
+
+def flip_left_right(patch: tf.Tensor) -> tf.Tensor:
+    """Mirror patches left-right.
+
+    Args:
+      patch: (N, S + 1, S + 1, C); axial and coronal rows run along x, sagittal patches do not contain x.
+
+    Returns:
+      The same shape. Its first S samples along each axis are the patch of the mirrored volume at the mirrored
+      centre, on every scale whose step divides the volume's extent along x.
+    """
+    along_x = np.tile([plane != "sagittal" for plane in PLANES], patch.shape[-1] // len(PLANES))
+    return tf.where(along_x, tf.reverse(patch, axis=[1]), patch)
+
+
+def rotations(angle: tf.Tensor, spacing: tuple[float, float], size: int) -> tf.Tensor:
+    """Return the transforms that rotate patches about their centre sample, true to scale.
+
+    Args:
+      angle: (N,) float32, radians.
+      spacing: mm between rows and between columns.
+      size: samples along each axis of the patches to rotate.
+
+    Returns:
+      (N, 8) float32 for `keras.ops.image.affine_transform`, output (column, row) -> input (column, row).
+    """
+    middle = float(size // 2)
+    ratio = spacing[0] / spacing[1]
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    across, down = -sin * ratio, sin / ratio  # column from row, row from column
+    offset_column = middle - cos * middle - across * middle
+    offset_row = middle - down * middle - cos * middle
+    zero = tf.zeros_like(angle)
+    return tf.stack([cos, across, offset_column, down, cos, offset_row, zero, zero], axis=1)
+
+
+def _rotate(patch: tf.Tensor, degrees: float, rule: PatchConfig, seed: tf.Tensor) -> tf.Tensor:
+    """Rotate each plane of each example by its own angle, the same on every scale."""
+    limit = degrees * np.pi / 180
+    angles = tf.random.stateless_uniform((tf.shape(patch)[0], len(PLANES)), seed, -limit, limit)
+    in_plane = ((0, 1), (0, 2), (1, 2))  # axes of axial, coronal, sagittal patches
+    turned = []
+    for channel in range(rule.channels):
+        plane = channel % len(PLANES)
+        step = rule.steps[channel // len(PLANES)]
+        row_mm, column_mm = (rule.spacing_mm[axis] * step[axis] for axis in in_plane[plane])
+        transform = rotations(angles[:, plane], (row_mm, column_mm), rule.size + 1)
+        image = tf.cast(patch[..., channel : channel + 1], tf.float32)
+        turned.append(keras.ops.image.affine_transform(image, transform, "bilinear", "nearest"))
+    return tf.cast(tf.round(tf.concat(turned, axis=-1)), tf.uint8)
+
+
+def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: tf.Tensor) -> tf.Tensor:
+    """Change a batch of training patches at random.
+
+    Args:
+      patch: (N, S + 1, S + 1, C) uint8.
+      settings: which changes, and how large.
+      rule: the patch rule.
+      seed: (2,) int64; the same seed gives the same changes.
+
+    Returns:
+      (N, S, S, C) uint8.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4), num=4)
+    count = tf.shape(patch)[0]
+    one = (count, 1, 1, 1)
+    if settings.rotation_degrees:
+        patch = _rotate(patch, settings.rotation_degrees, rule, seeds[0])
+    if settings.flip:
+        coin = tf.random.stateless_uniform(one, seeds[1]) < 0.5
+        patch = tf.where(coin, flip_left_right(patch), patch)
+    patch = patch[:, : rule.size, : rule.size]
+    if settings.intensity_scale or settings.intensity_shift:
+        scale = 1 + tf.random.stateless_uniform(one, seeds[2], -1, 1) * settings.intensity_scale
+        shift = 255 * tf.random.stateless_uniform(one, seeds[3], -1, 1) * settings.intensity_shift
+        grey = tf.range(256, dtype=tf.float32)[None] * scale[:, :, 0, 0] + shift[:, :, 0, 0]  # (N, 256)
+        table = tf.cast(tf.clip_by_value(tf.round(grey), 0, 255), tf.uint8)
+        # A look-up of 256 values an example replaces arithmetic on each sample.
+        patch = tf.gather(table, tf.cast(patch, tf.int32), batch_dims=1)
+    return patch
+
+
+def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:
+    """Return which channels of the records' patches are those of `rule`.
+
+    Raises:
+      DataError: size, spacing or padding differ, or a scale is not in the records.
+    """
+    if (rule.size, rule.spacing_mm, rule.padding) != (held.size, held.spacing_mm, held.padding) or not set(
+        rule.scales_mm
+    ) <= set(held.scales_mm):
+        raise DataError(
+            f"{source}: expected records with the patches of {rule}. Received: {held}. "
+            "Make a plan with these settings and write its records in another work folder."
+        )
+    planes = len(PLANES)
+    return [held.scales_mm.index(scale) * planes + plane for scale in rule.scales_mm for plane in range(planes)]
+
+
+def batches(
+    folder: Path,
+    manifest: records.Manifest,
+    part: str,
+    *,
+    batch: int,
+    seed: int = 0,
+    rule: PatchConfig | None = None,
+    training: AugmentConfig | None = None,
+    epochs: range = range(1),
+) -> tf.data.Dataset:
+    """Return batches of (patch, label), epoch after epoch.
+
+    Args:
+      folder: the records folder.
+      manifest: of that folder.
+      part: "train", "validation" or "test".
+      batch: examples a batch; the last one of an epoch may be shorter.
+      seed: of the order and of the augmentation.
+      rule: the patch rule to give; its scales are among those of the records. None: the records' own.
+      training: the augmentation; None gives the examples unchanged and in the shards' order.
+      epochs: numbers of the epochs to give.
+
+    Returns:
+      A dataset of (N, S, S, C) uint8 and (N, 1) float32, label 1 for bone.
+
+    Raises:
+      DataError: the records have no example of that part, or not the patches of `rule`.
+    """
+    shards = manifest.shards(part)
+    if not manifest.count(part):
+        raise DataError(f"{folder}: expected examples of the part {part!r}. Received: none. Make a plan that has some.")
+    names = [str(folder / shard.file.name) for shard in shards]
+    held = manifest.data.patch
+    rule = rule or held
+    channels = channels_of(rule, held, str(records.manifest_path(folder)))
+    gather = _gather(folder, manifest, part) if manifest.mode == "index" else None
+    example_bytes = (held.size + 1) ** 2 * held.channels if gather is None else 100
+    buffer = min(manifest.count(part), SHUFFLE_BYTES // example_bytes) if training else 0
+
+    def finish(number: tf.Tensor, serialized: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = records.parse(serialized, held, manifest.mode)
+        patch = example["patch"] if gather is None else gather(example["case"], example["centre"])
+        if len(channels) < held.channels:
+            patch = tf.gather(patch, channels, axis=-1)
+        if training:
+            patch = augment(patch, training, rule, tf.stack([epoch + seed * 100_003, number]))
+        else:
+            patch = patch[:, : rule.size, : rule.size]
+        return patch, tf.cast(example["label"], tf.float32)[:, None]
+
+    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        batched = _read(names, seed, epoch, buffer).batch(batch).enumerate()
+        return batched.map(lambda n, s: finish(n, s, epoch), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    total = -(-manifest.count(part) // batch) * len(epochs)
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
+    return dataset.apply(tf.data.experimental.assert_cardinality(total)).prefetch(tf.data.AUTOTUNE)

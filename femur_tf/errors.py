@@ -1,0 +1,10 @@
+"""The one error a user is meant to read.
+
+A `DataError` says what is wrong with what was handed in: which file, what was
+expected, what was received and what to do. Commands show its message alone and
+exit with status 2 (`femur_tf.command`).
+"""
+
+
+class DataError(ValueError):
+    """Input, or a file made earlier, that cannot be used as it is."""

@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all.
+
+A file or folder is made under a temporary name beside its final one and renamed
+when it is complete, so that a reader, or a run that goes on after a kill, never
+meets half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from femur_tf.errors import DataError
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, renamed to `path` when the block ends well, removed when it raises.
+
+    The temporary name keeps all suffixes of `path`, because image writers choose the
+    format by them. The parent folder is made. An existing file is replaced; an
+    existing folder too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            remove(path)
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values`, made of plain JSON types, to `path`, whole."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return what the JSON file at `path` holds.
+
+    Raises:
+      FileNotFoundError: no such file.
+      DataError: not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON. Received: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 digest of the file at `path`, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise unless `path` is free or may be replaced.
+
+    Raises:
+      DataError: `path` exists and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: already exists. Pass --overwrite to replace it, or choose another name.")

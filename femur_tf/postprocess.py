@@ -1,0 +1,249 @@
+"""Probability map -> mask: a cut-off, then the steps of a recipe in their order.
+
+Each step is a plain function from a bool mask (X, Y, Z) to another, with its limit
+in mm, mm2 or mm3, so that a recipe means the same on every grid. Everything beyond
+the volume is background. Steps that remove only remove, steps that fill only fill,
+and each step done twice is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import ndimage
+
+from femur_tf import metrics
+from femur_tf.config import RecipeConfig, Step
+
+Spacing = tuple[float, float, float]
+LEFT, RIGHT = 1, 2
+"""Labels of `sides`: the patient's left and right femur."""
+ONE_FEMUR_MM = 130.0
+"""A mask narrower than this from left to right is taken for one femur: two span at least 150 mm, one at most 120 mm."""
+
+_ANY_NEIGHBOUR = ndimage.generate_binary_structure(3, 3)  # 26-connected
+_FACE_NEIGHBOUR = ndimage.generate_binary_structure(3, 1)  # 6-connected
+_TIE_MM = 1e-6  # a radius of exactly n voxels reaches n voxels, whatever the rounding
+
+
+def apply(probability: np.ndarray, recipe: RecipeConfig, *, spacing_mm: Spacing) -> np.ndarray:
+    """Turn a probability map into a mask.
+
+    Args:
+      probability: float32 in [0, 1], (X, Y, Z).
+      recipe: the cut-off (voxels at or above it are bone) and the steps.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The mask, bool, (X, Y, Z).
+
+    Example:
+      >>> recipe = RecipeConfig(cutoff=0.5, steps=(Step("largest", 1),))
+      >>> apply(np.array([[[0.9, 0.5, 0.1, 0.8]]]), recipe, spacing_mm=(1.0, 1.0, 1.0)).tolist()
+      [[[True, True, False, False]]]
+    """
+    mask = probability >= recipe.cutoff
+    for step in recipe.steps:
+        mask = apply_step(mask, step, spacing_mm=spacing_mm)
+    return mask
+
+
+def apply_step(mask: np.ndarray, step: Step, *, spacing_mm: Spacing) -> np.ndarray:
+    """Do one step of a recipe, within the bounding box of the mask, which no step leaves.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      step: which step, and its value.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The new mask, bool, (X, Y, Z).
+    """
+    box = metrics.bounding_box(mask)
+    result = np.zeros_like(mask)
+    if mask[box].size:
+        result[box] = _STEPS[step.name](mask[box], step.value, spacing_mm)
+    return result
+
+
+def step_effects(
+    probability: np.ndarray, recipe: RecipeConfig, reference: np.ndarray, spacing_mm: Spacing
+) -> list[tuple[str, float, float]]:
+    """Measure what each step of a recipe does to the Dice coefficient.
+
+    Args:
+      probability: float32 in [0, 1], (X, Y, Z).
+      recipe: the cut-off and the steps.
+      reference: bool, (X, Y, Z).
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      For each step its name, the Dice before and the Dice after it.
+    """
+    mask = probability >= recipe.cutoff
+    before = metrics.dice(mask, reference)
+    effects: list[tuple[str, float, float]] = []
+    for step in recipe.steps:
+        mask = apply_step(mask, step, spacing_mm=spacing_mm)
+        after = metrics.dice(mask, reference)
+        effects.append((step.name, before, after))
+        before = after
+    return effects
+
+
+def opening(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
+    """Remove whatever a ball does not fit into: spikes, bridges, specks.
+
+    The ball holds the voxels whose centres lie at most `radius_mm` from its own, an
+    ellipsoid in voxels; it has no extent along an axis whose spacing is over
+    `radius_mm`. Both halves of the opening are distance maps, so that the radius
+    costs nothing.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      radius_mm: radius of the ball; below the finest spacing nothing is removed.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The union of all balls inside the mask, bool, (X, Y, Z).
+    """
+    reach_mm = radius_mm + _TIE_MM
+    centres = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm) > reach_mm
+    if not centres.any():
+        return np.zeros_like(mask)
+    opened = ndimage.distance_transform_edt(~centres, sampling=spacing_mm) <= reach_mm
+    return _unpad(opened)
+
+
+def small_clusters(mask: np.ndarray, min_mm3: float, spacing_mm: Spacing) -> np.ndarray:
+    """Remove the 26-connected clusters of a volume below `min_mm3`; a cluster of just that volume stays.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      min_mm3: the smallest volume that stays.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The clusters kept, bool, (X, Y, Z).
+    """
+    labels, voxels = _clusters(mask, _ANY_NEIGHBOUR)
+    kept = voxels * np.prod(spacing_mm) >= min_mm3 * (1 - 1e-9)
+    kept[0] = False
+    return np.asarray(kept[labels])
+
+
+def largest(mask: np.ndarray, k: int) -> np.ndarray:
+    """Keep the `k` largest 26-connected clusters; of equal ones those that come first in array order.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      k: how many; with fewer clusters all stay.
+
+    Returns:
+      The clusters kept, bool, (X, Y, Z).
+    """
+    labels, voxels = _clusters(mask, _ANY_NEIGHBOUR)
+    kept = np.zeros(voxels.size, bool)
+    kept[1 + np.argsort(-voxels[1:], kind="stable")[:k]] = True
+    return np.asarray(kept[labels])
+
+
+def fill_holes(mask: np.ndarray, max_mm3: float, spacing_mm: Spacing) -> np.ndarray:
+    """Fill the cavities that are closed in 3-D and hold at most `max_mm3`.
+
+    A cavity is 6-connected background without a way to the outside; one that reaches
+    the volume's border is open.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      max_mm3: the largest cavity that is filled.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The mask and its filled cavities, bool, (X, Y, Z).
+    """
+    return _fill(mask, max_mm3 / float(np.prod(spacing_mm)), _FACE_NEIGHBOUR)
+
+
+def fill_planes(mask: np.ndarray, max_mm2: float, spacing_mm: Spacing) -> np.ndarray:
+    """Fill the holes that are closed within a slice and hold at most `max_mm2`.
+
+    Slices lie across the axis of the coarsest spacing, the first of equal ones; the
+    background is 4-connected in them.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      max_mm2: the largest hole that is filled.
+      spacing_mm: voxel spacing along the three axes.
+
+    Returns:
+      The mask and its filled holes, bool, (X, Y, Z).
+    """
+    across = int(np.argmax(spacing_mm))
+    in_plane = _FACE_NEIGHBOUR & (np.abs(np.indices((3, 3, 3))[across] - 1) == 0)
+    voxel_mm2 = float(np.prod(spacing_mm)) / spacing_mm[across]
+    return _fill(mask, max_mm2 / voxel_mm2, in_plane)
+
+
+def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Tell the patient's left femur from the right one.
+
+    The mid-plane halves the bounding box of the mask along RAS x (towards the
+    patient's right). A component on one side of it gets that side's label; one that
+    straddles it is split there. A mask narrower than 130 mm along x is one femur:
+    its side is the sign of its centroid's x, because scanners put x = 0 in the middle
+    of the table.
+
+    Args:
+      mask: bool, (X, Y, Z), in any axis order.
+      affine: voxel index -> RAS mm, (4, 4).
+
+    Returns:
+      uint8, (X, Y, Z): 1 in the left femur, 2 in the right one, 0 outside.
+    """
+    labels = np.zeros(mask.shape, np.uint8)
+    voxels = np.nonzero(mask)
+    if voxels[0].size:
+        x_mm = np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3]  # (N,)
+        labels[voxels] = np.where(x_mm > _middle_mm(x_mm), RIGHT, LEFT)
+    return labels
+
+
+def _middle_mm(x_mm: np.ndarray) -> float:
+    """Return the x above which bone is the patient's right femur."""
+    low, high = float(x_mm.min()), float(x_mm.max())
+    if high - low >= ONE_FEMUR_MM:
+        return (low + high) / 2
+    return -np.inf if x_mm.mean() > 0 else np.inf
+
+
+def _clusters(mask: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label the clusters of a mask and count their voxels; entry 0 is the background."""
+    labels, count = ndimage.label(mask, neighbours)
+    return labels, np.bincount(labels.ravel(), minlength=count + 1)
+
+
+def _fill(mask: np.ndarray, max_voxels: float, neighbours: np.ndarray) -> np.ndarray:
+    """Fill background clusters of at most `max_voxels` that do not reach the border along the axes of `neighbours`."""
+    closed_axes = [bool(neighbours.take(0, axis).any()) for axis in range(3)]
+    labels, voxels = _clusters(np.pad(~mask, [(int(c), int(c)) for c in closed_axes], constant_values=True), neighbours)
+    filled = voxels <= max_voxels * (1 + 1e-9)
+    for axis in np.flatnonzero(closed_axes):
+        filled[labels.take([0, -1], axis)] = False
+    filled[0] = False
+    inner = tuple(slice(1, -1) if closed else slice(None) for closed in closed_axes)
+    return mask | np.asarray(filled[labels[inner]])
+
+
+def _unpad(array: np.ndarray) -> np.ndarray:
+    return array[1:-1, 1:-1, 1:-1]
+
+
+_STEPS: dict[str, Callable[[np.ndarray, float, Spacing], np.ndarray]] = {
+    "opening": opening,
+    "small_clusters": small_clusters,
+    "largest": lambda mask, k, _: largest(mask, int(k)),
+    "fill_holes": fill_holes,
+    "fill_planes": fill_planes,
+}

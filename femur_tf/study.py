@@ -1,0 +1,136 @@
+"""The work folder of a study: where things lie, which cases it has, how a case is read.
+
+    work/plan.json            cases, split, data settings (data_prep.plan)
+    work/records/             shards, manifest, working grids (data_prep.write_records)
+    work/runs/NAME/           a training run (femur_tf.train)
+    work/reports/NAME/        tables and pages (femur_tf.evaluate)
+    work/tuning/              hyper-parameter search
+
+The plan names each case, its files and its part of the split; every later command
+reads it from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from femur_tf import config, files, image_io, volume
+from femur_tf.errors import DataError
+
+FORMAT_VERSION = 1
+Part = Literal["train", "validation", "test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One scan of the cohort with its reference mask."""
+
+    name: str
+    image: str
+    """Absolute path of the image file or DICOM folder."""
+    mask: str
+    """Absolute path of the mask file."""
+    part: Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `plan.json` holds."""
+
+    cases: tuple[Case, ...]
+    data: config.DataConfig
+    label: int | None = None
+    """The mask value that is femur; None: every value but 0."""
+    format_version: int = FORMAT_VERSION
+
+    def part(self, part: Part) -> tuple[Case, ...]:
+        """Return the cases of one part of the split, in the plan's order."""
+        return tuple(case for case in self.cases if case.part == part)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCase:
+    """A case in memory, on its own grid and on the working grid."""
+
+    case: Case
+    image: image_io.Image
+    reference: np.ndarray
+    """bool, on the image's own grid."""
+    working: volume.Volume
+    """uint8, on the working grid."""
+    working_mask: np.ndarray
+    """bool, on the working grid."""
+
+
+def plan_path(work: Path) -> Path:
+    """Return where the plan of the study in `work` lies."""
+    return work / "plan.json"
+
+
+def records_path(work: Path) -> Path:
+    """Return the folder of the records of the study in `work`."""
+    return work / "records"
+
+
+def run_path(work: Path, name: str) -> Path:
+    """Return the folder of the run `name` of the study in `work`."""
+    return work / "runs" / name
+
+
+def read_plan(work: Path) -> Plan:
+    """Read the plan of the study in `work`.
+
+    Raises:
+      DataError: there is none, it is not a plan, or it has another format version.
+    """
+    path = plan_path(work)
+    if not path.exists():
+        raise DataError(
+            f"{path}: expected a plan, found none. "
+            f"Run first: python -m data_prep.plan {work} --images DIR --masks DIR"
+        )
+    values = files.read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: expected format_version {FORMAT_VERSION}. Received: {version!r}. "
+            "Make the plan again with this version of femur_tf."
+        )
+    return config.from_dict(Plan, values, str(path))
+
+
+def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:
+    """Bring a volume to the working grid: canonical axes, working spacing, uint8.
+
+    Args:
+      image: (X, Y, Z), any real dtype, any axis order.
+      data: the spacing and the normalisation to use.
+
+    Returns:
+      The working grid, uint8.
+    """
+    settings = data.normalisation
+    source = volume.correct_bias(image) if settings.n4 else image
+    working = volume.to_working(source, data.patch.spacing_mm)
+    grey = volume.normalise(
+        working.data, lower_percentile=settings.lower_percentile, upper_percentile=settings.upper_percentile
+    )
+    return volume.Volume(grey, working.affine)
+
+
+def load_case(plan: Plan, case: Case) -> LoadedCase:
+    """Read a case's image and mask and bring both to the working grid.
+
+    Raises:
+      FileNotFoundError, DataError: as `image_io.read_image` and `image_io.read_mask` do.
+    """
+    image = image_io.read_image(Path(case.image))
+    reference = image_io.read_mask(Path(case.mask), like=image, label=plan.label)
+    working = prepare(image.volume, plan.data)
+    fraction = volume.Volume(reference.astype(np.float32), image.volume.affine)
+    working_mask = volume.to_working(fraction, plan.data.patch.spacing_mm).data >= 0.5
+    return LoadedCase(case, image, reference, working, working_mask)

@@ -1,0 +1,106 @@
+"""Command: train the network on the records of a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from femur_tf import command, config, files, records, study
+from femur_tf.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    """Train the network on the records of a study, or go on with a run that was interrupted.
+
+    Example: python -m femur_tf.train work/ --preset default --minutes 30
+
+    One setting: python -m femur_tf.train work/ --run wide --set model.filters=[24,48,96] train.learning_rate=3e-4
+    """
+
+    work: command.Work
+    preset: Literal["paper", "default"] = "default"
+    """Network and training settings to start from (docs/train.md lists them)."""
+    config: Path | None = None
+    """JSON file with `model` and `train` settings, in place of a preset."""
+    run: str | None = None
+    """Name of the run; by default the preset's."""
+    set: tuple[str, ...] = ()
+    """Settings to change, as NAME=VALUE with the value in JSON."""
+    epochs: int | None = None
+    """Passes over the records; by default the preset's."""
+    minutes: float | None = None
+    """Training time to use instead of epochs: minutes on the GPU, or CPU minutes over the number of cores."""
+    mixed_precision: bool = False
+    """Compute in float16; worth it on a GPU only."""
+    overwrite: bool = False
+    """Start the run anew where one of that name exists."""
+
+
+def _change(values: dict[str, Any], assignment: str) -> None:
+    """Apply one NAME=VALUE to nested settings, in place."""
+    name, found, text = assignment.partition("=")
+    *parents, last = name.split(".")
+    target: Any = values
+    for parent in parents:
+        target = target.get(parent, {}) if isinstance(target, dict) else {}
+    if not found or not isinstance(target, dict) or last not in target:
+        raise DataError(f"--set: expected NAME=VALUE with a setting such as train.batch. Received: {assignment!r}")
+    try:
+        target[last] = json.loads(text)
+    except ValueError:
+        target[last] = text
+
+
+def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunConfig:
+    """Return the settings of the run that the arguments ask for.
+
+    Args:
+      arguments: the command's.
+      data: what the records were made with.
+
+    Raises:
+      DataError: an unknown setting, a value out of range, or a config file that cannot be read.
+    """
+    if arguments.epochs is not None and arguments.minutes is not None:
+        raise DataError("Expected --epochs or --minutes. Received: both. Leave one out.")
+    if arguments.config:
+        values = files.read_json(arguments.config)
+        source = str(arguments.config)
+        patch = data.patch
+    else:
+        preset = config.PRESETS[arguments.preset]
+        values = {"model": config.to_dict(preset.model), "train": config.to_dict(preset.train)}
+        source = "--set"
+        patch = dataclasses.replace(data.patch, scales_mm=preset.scales_mm)
+    values["data"] = values.get("data") or config.to_dict(dataclasses.replace(data, patch=patch))
+    for assignment in arguments.set:
+        _change(values, assignment)
+    if arguments.epochs is not None:
+        values["train"]["epochs"] = arguments.epochs
+    if arguments.mixed_precision:
+        values["train"]["mixed_precision"] = True
+    return config.from_dict(config.RunConfig, values, source)
+
+
+def main(arguments: TrainArguments) -> None:
+    """Train, and print one table."""
+    folder = study.records_path(arguments.work)
+    manifest = records.read_manifest(folder)
+    chosen = settings(arguments, manifest.data)
+    run = study.run_path(arguments.work, arguments.run or arguments.preset)
+    if arguments.overwrite:
+        files.remove(run)
+    from femur_tf import training
+
+    state = training.train(folder, run, chosen, minutes=arguments.minutes)
+    names = ("loss", "val_loss", "val_auc", "val_dice")
+    rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
+    command.table(f"Run {run}", ("epoch", "minutes", *names), rows)
+    command.say(f"Next: python -m femur_tf.evaluate {arguments.work} --run {run.name}")
+
+
+if __name__ == "__main__":
+    command.run(main, TrainArguments)

@@ -1,0 +1,288 @@
+"""Volumes: an array of voxels and the affine that places them in the patient.
+
+An affine is a (4, 4) matrix that takes a voxel index (i, j, k, 1) to millimetres in
+RAS: x grows to the patient's Right, y to Anterior, z to Superior. Axes are in
+canonical order when i runs closest to x, j to y and k to z, each in its growing
+direction. The working grid is the canonical grid at the study's spacing.
+
+Voxel (i, j, k) stands for the box half a voxel around its centre, so a volume of n
+voxels of spacing s covers n * s. Resampling keeps the middle of that field of view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+from nibabel import orientations
+from scipy import ndimage
+
+SPACING_TOLERANCE = 0.01
+"""Spacings that differ by at most this share of the wanted one count as equal."""
+SMOOTH_ABOVE = 1.5
+"""An axis is smoothed before it is sampled coarser by more than this ratio."""
+GRID_TOLERANCE_VOXELS = 1e-3
+"""Grids whose corner voxels lie at most this share of a voxel apart are the same grid."""
+N4_SHRINK = 4
+"""The bias field is fitted on every fourth voxel of an axis."""
+N4_SAMPLES = 8
+"""An axis keeps at least this many samples for the fit, where it has as many."""
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
+"""The orientation of canonical axes, in nibabel's form."""
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3-D array and where it lies.
+
+    Raises:
+      ValueError: `data` is not 3-D or has no voxel, or `affine` is not an invertible (4, 4) affine.
+    """
+
+    data: np.ndarray
+    """(X, Y, Z), any real dtype or bool."""
+    affine: np.ndarray
+    """(4, 4) float64, voxel index -> RAS mm."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
+        if self.data.ndim != 3 or 0 in self.data.shape:
+            raise ValueError(f"data: expected a 3-D array with voxels. Received: shape={self.data.shape}")
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise ValueError(f"affine: expected a finite (4, 4) matrix. Received: {self.affine.tolist()}")
+        if _is_flat(self.affine):
+            raise ValueError(
+                "affine: expected three axes of non-zero spacing that span space. "
+                f"Received: spacing_mm={self.spacing_mm}, affine={self.affine.tolist()}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels along each axis."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance in mm between neighbouring voxel centres along each axis."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+def _is_flat(affine: np.ndarray) -> bool:
+    """Tell whether an axis has no length or the three axes lie in a plane."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)  # (3,)
+    return bool((lengths == 0).any()) or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
+
+
+def canonical(volume: Volume) -> Volume:
+    """Flip and permute the axes of a volume to the closest RAS+ order.
+
+    Args:
+      volume: (X, Y, Z), any axis order.
+
+    Returns:
+      The same voxels, as a view, and the affine that keeps each at its place.
+    """
+    orientation = orientations.io_orientation(volume.affine)
+    data = orientations.apply_orientation(volume.data, orientation)
+    affine = volume.affine @ orientations.inv_ornt_aff(orientation, volume.shape)
+    return Volume(data, affine)
+
+
+def to_working(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
+    """Bring a volume to canonical axes and a given spacing.
+
+    Nothing is interpolated where every spacing agrees within 1 % (bound included).
+    Otherwise linear, after a Gaussian along each axis that gets coarser by more than
+    1.5 times, which keeps finer detail from folding back. The field of view keeps its
+    middle and, to the nearest voxel, its size.
+
+    Args:
+      volume: (X, Y, Z), any axis order, real or bool.
+      spacing_mm: wanted spacing along canonical x, y, z in mm.
+
+    Returns:
+      The volume on the working grid: its own dtype without interpolation, else float32.
+
+    Raises:
+      ValueError: `spacing_mm` is not three lengths above 0.
+
+    Example:
+      >>> volume = Volume(np.ones((4, 4, 4), np.uint8), np.diag([-1.0, -1.0, 2.0, 1.0]))
+      >>> to_working(volume, (1.0, 1.0, 1.0)).shape
+      (4, 4, 8)
+    """
+    if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
+        raise ValueError(f"spacing_mm: expected three lengths above 0 mm. Received: {tuple(spacing_mm)}")
+    source = canonical(volume)
+    if spacings_agree(source.spacing_mm, spacing_mm):
+        return source
+    ratio = np.array(spacing_mm) / source.spacing_mm  # (3,), working voxel in source voxels
+    shape = np.array([max(1, round(n / r)) for n, r in zip(source.shape, ratio, strict=True)])
+    to_source = np.diag([*ratio, 1.0])  # working index -> source index
+    to_source[:3, 3] = (np.array(source.shape) - 1) / 2 - ratio * (shape - 1) / 2
+    data = _interpolate(_smooth(source.data, ratio), to_source, shape)
+    return Volume(data, source.affine @ to_source)
+
+
+def spacings_agree(first_mm: Sequence[float], wanted_mm: Sequence[float]) -> bool:
+    """Tell whether each spacing differs by at most 1 % of the wanted one."""
+    return all(abs(f - w) <= SPACING_TOLERANCE * w for f, w in zip(first_mm, wanted_mm, strict=True))
+
+
+def from_working(data: np.ndarray, working_affine: np.ndarray, like: Volume) -> np.ndarray:
+    """Bring a map on a working grid to the grid that it was made from.
+
+    Args:
+      data: (X', Y', Z') float32, on the working grid of `like`.
+      working_affine: (4, 4), working index -> RAS mm.
+      like: the volume whose grid to return to.
+
+    Returns:
+      float32, of the shape and in the axis order of `like.data`; linear, the nearest value beyond the border.
+      Where the two grids agree the values are only reordered.
+    """
+    source = canonical(like)
+    nearest_mm = GRID_TOLERANCE_VOXELS * min(like.spacing_mm)
+    if data.shape == source.shape and corner_distance_mm(source, working_affine) <= nearest_mm:
+        return np.ascontiguousarray(_reorder(data, like), dtype=np.float32)
+    return _interpolate(data, np.linalg.inv(working_affine) @ like.affine, like.shape)
+
+
+def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:
+    """Take an array from canonical axes to the axes of `like`."""
+    orientation = orientations.ornt_transform(RAS, orientations.io_orientation(like.affine))
+    return np.asarray(orientations.apply_orientation(data, orientation))
+
+
+def corner_distance_mm(volume: Volume, affine: np.ndarray) -> float:
+    """Return how far in mm the corner voxels of `volume` lie, at most, from where `affine` puts them."""
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.shape], (1,))))  # (8, 4)
+    return float(np.linalg.norm(corners @ (affine - volume.affine).T, axis=1).max())
+
+
+def _smooth(data: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Smooth each axis that will be sampled coarser by more than `SMOOTH_ABOVE`.
+
+    A voxel is a box as wide as its spacing. Taken as a Gaussian of half that width, a
+    coarse voxel has sigma r / 2 and a fine one 1 / 2, so what is missing has
+    sigma^2 = (r^2 - 1) / 4, in fine voxels.
+    """
+    result = data.astype(np.float32)
+    for axis, r in enumerate(ratio):
+        if r > SMOOTH_ABOVE:
+            result = ndimage.gaussian_filter1d(result, 0.5 * math.sqrt(r * r - 1), axis=axis, mode="nearest")
+    return result
+
+
+def _interpolate(data: np.ndarray, to_source: np.ndarray, shape: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Sample `data` linearly, with the nearest value beyond its border.
+
+    Args:
+      data: (X, Y, Z).
+      to_source: (4, 4), index in the result -> index in `data`.
+      shape: of the result.
+
+    Returns:
+      float32, C order.
+    """
+    resample = sitk.ResampleImageFilter()
+    resample.SetSize([int(n) for n in shape])
+    resample.SetTransform(sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist()))
+    resample.SetInterpolator(sitk.sitkLinear)
+    resample.UseNearestNeighborExtrapolatorOn()
+    return _from_sitk(resample.Execute(_to_sitk(data)))
+
+
+def _to_sitk(data: np.ndarray) -> sitk.Image:
+    """Return (X, Y, Z) as a float32 image of unit spacing; SimpleITK reads arrays as (z, y, x)."""
+    return sitk.GetImageFromArray(np.ascontiguousarray(data.T, dtype=np.float32))
+
+
+def _from_sitk(image: sitk.Image) -> np.ndarray:
+    """Return an image as (X, Y, Z), C order."""
+    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T)
+
+
+def to_lps(volume: Volume) -> sitk.Image:
+    """Return a volume as a SimpleITK image, whose millimetres are LPS: x to the Left, y to Posterior."""
+    affine = LPS_TO_RAS @ volume.affine
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetSpacing(volume.spacing_mm)
+    image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
+    return image
+
+
+def lps_affine(image: sitk.Image) -> np.ndarray:
+    """Return the affine, (4, 4) index -> RAS mm, of the first three axes of a SimpleITK image."""
+    size = image.GetDimension()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (size, size))[:3, :3] * image.GetSpacing()[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return LPS_TO_RAS @ affine
+
+
+def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: float) -> np.ndarray:
+    """Map intensities to 0..255 between robust limits.
+
+    Args:
+      data: (X, Y, Z), real, finite.
+      lower_percentile: of all voxels, in [0, 100]; this intensity and those below become 0.
+      upper_percentile: of the foreground, the voxels above the mean, in [0, 100]; this intensity and those above
+        become 255.
+
+    Returns:
+      uint8, C order; linear between the limits, halves rounded up. Zeros where the limits leave no range, as in a
+      constant image.
+
+    Example:
+      >>> normalise(np.array([[[0.0, 50.0, 100.0]]]), lower_percentile=0, upper_percentile=100).tolist()
+      [[[0, 128, 255]]]
+    """
+    foreground = data[data > data.mean(dtype=np.float64)]
+    lower = float(np.percentile(data, lower_percentile))
+    upper = float(np.percentile(foreground, upper_percentile)) if foreground.size else lower
+    if upper <= lower:
+        return np.zeros(data.shape, np.uint8)
+    share = (np.clip(data, lower, upper).astype(np.float64) - lower) / (upper - lower)
+    return np.ascontiguousarray(np.floor(share * 255 + 0.5).astype(np.uint8))
+
+
+def correct_bias(volume: Volume) -> Volume:
+    """Divide a volume by its slowly varying brightness (N4; Tustison et al. 2010).
+
+    The field is fitted to the voxels above the mean, on every fourth voxel of an axis
+    that is long enough, and applied at full resolution.
+
+    Args:
+      volume: (X, Y, Z), any axis order; intensities of MR, where 0 is no signal.
+
+    Returns:
+      float32 on the same grid; unchanged where no voxel stands out, as in a constant image.
+    """
+    data = volume.data.astype(np.float32)
+    foreground = data > max(float(data.mean(dtype=np.float64)), 0.0)
+    if not foreground.any():
+        return Volume(data, volume.affine)
+    return Volume(data / np.exp(_log_field(data, foreground, volume.spacing_mm)), volume.affine)
+
+
+def _log_field(data: np.ndarray, foreground: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Fit N4's field to the foreground and return its logarithm, (X, Y, Z) float32."""
+    twice = [(0, 1 if n == 1 else 0) for n in data.shape]  # the filter needs two voxels along an axis
+    image = _to_sitk(np.pad(data, twice, mode="edge"))
+    mask = sitk.Cast(_to_sitk(np.pad(foreground, twice, mode="edge")), sitk.sitkUInt8)
+    image.SetSpacing(spacing_mm)
+    mask.SetSpacing(spacing_mm)
+    shrink = [max(1, min(N4_SHRINK, n // N4_SAMPLES)) for n in data.shape]
+    fit = sitk.N4BiasFieldCorrectionImageFilter()
+    fit.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
+    x, y, z = data.shape
+    return _from_sitk(fit.GetLogBiasFieldAsImage(image))[:x, :y, :z]

@@ -1,0 +1,134 @@
+"""The edge between a command and its user."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from femur_tf import command
+from femur_tf.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Count sheep."""
+
+    number: int = 3
+    """How many."""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs a command with the given flags and gives (exit status, out, err)."""
+
+    def call(function, *flags):
+        monkeypatch.setattr("sys.argv", ["sheep", *flags])
+        with pytest.raises(SystemExit) as caught:
+            command.run(function, Arguments)
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+def raiser(error):
+    def function(arguments):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (2, 2)])
+def test_what_a_command_returns_is_its_exit_status(run, returned, status):
+    assert run(lambda arguments: returned) == (status, "", "")
+
+
+def test_flags_reach_the_function(run):
+    status, out, _ = run(lambda arguments: command.say(f"{arguments.number} sheep"), "--number", "5")
+    assert (status, out) == (0, "5 sheep\n")
+
+
+def test_help_is_the_docstring(run):
+    status, out, _ = run(lambda arguments: None, "--help")
+    assert status == 0
+    assert "Count sheep." in out
+    assert "How many." in out
+
+
+def test_a_bad_flag_exits_with_2(run):
+    status, _, err = run(lambda arguments: None, "--number", "many")
+    assert status == 2
+    assert "many" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DataError("a.nii: expected 3 axes. Received: 4"), "error: a.nii: expected 3 axes. Received: 4\n"),
+        (OSError(28, "No space left on device", "a.nii"), "error: [Errno 28] No space left on device: 'a.nii'\n"),
+        (FileNotFoundError(2, "No such file", "[red]"), "error: [Errno 2] No such file: '[red]'\n"),  # not a colour
+    ],
+)
+def test_an_error_is_one_message_with_status_2(run, error, message):
+    assert run(raiser(error)) == (2, "", message)
+
+
+def test_a_long_message_stays_on_one_line(run):
+    text = "word " * 100 + "end"
+    assert run(raiser(DataError(text)))[2] == f"error: {text}\n"
+
+
+def test_an_interrupt_says_how_to_go_on(run):
+    status, _, err = run(raiser(KeyboardInterrupt()))
+    assert status == 130
+    assert "Run the same command again" in err
+
+
+@pytest.mark.parametrize("flags", [["--debug"], ["--number", "5", "--debug"]])
+def test_debug_lets_the_traceback_through(monkeypatch, flags):
+    monkeypatch.setattr("sys.argv", ["sheep", *flags])
+    with pytest.raises(DataError, match="wolf"):
+        command.run(raiser(DataError("wolf")), Arguments)
+
+
+def test_a_bug_is_not_dressed_up_as_a_message(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sheep"])
+    with pytest.raises(ZeroDivisionError):
+        command.run(lambda arguments: 1 // 0, Arguments)
+
+
+def test_messages_go_to_their_streams(capsys):
+    command.say("[1/2] a")
+    command.warn("[b]")
+    assert capsys.readouterr() == ("[1/2] a\n", "warning: [b]\n")
+
+
+def test_a_table_shows_every_cell(capsys):
+    command.table("Scores", ["case", "Dice", "distance [mm]"], [["[red]17", 0.8504, 3], ["mean", float("nan"), 4]])
+    out = capsys.readouterr().out
+    assert "Scores" in out
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in out.splitlines()]
+    assert ["case", "Dice", "distance [mm]"] in cells
+    assert ["[red]17", "0.850", "3"] in cells
+    assert ["mean", "nan", "4"] in cells
+
+
+def test_a_table_without_rows_has_its_header(capsys):
+    command.table("None", ["case"], [])
+    assert "case" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("items", [[1, 2, 3], []])
+def test_track_yields_all_items_in_order(items):
+    assert list(command.track(items, "sheep")) == items
+    assert list(command.track(iter(items), "sheep", total=len(items))) == items
+
+
+@pytest.mark.parametrize("percent", [False, True])
+def test_progress_tells_the_time_left(percent):
+    with command.progress(percent=percent) as display:
+        display.add_task("sheep", total=3, completed=1)
+        columns = [type(column).__name__ for column in display.columns]
+    assert "TimeRemainingColumn" in columns
+    assert ("TaskProgressColumn" in columns) == percent

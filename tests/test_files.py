@@ -1,0 +1,129 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from femur_tf import files
+from femur_tf.errors import DataError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_a_block_that_ends_well_gives_the_file(tmp_path):
+    path = tmp_path / "new" / "mask.nii.gz"
+    with files.whole(path) as temporary:
+        assert temporary.parent == path.parent  # the same disk, so that the rename is one step
+        assert temporary.name.endswith("mask.nii.gz")  # writers choose the format by the suffixes
+        temporary.write_bytes(b"mask")
+        assert not path.exists()
+    assert path.read_bytes() == b"mask"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_block_that_raises_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted():
+        with files.whole(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "version"
+    for name in ("old", "new"):
+        with files.whole(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [child.name for child in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from femur_tf import files\n"
+        "with files.whole(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{script}", str(path)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_sha256_of_abc(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    # The example of FIPS 180-2, appendix B.1.
+    assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_remove_takes_files_folders_and_nothing(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "file").write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    files.remove(link)
+    assert folder.is_dir()  # only the link went
+    files.remove(folder / "inner" / "file")
+    files.remove(folder)
+    files.remove(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@hypothesis.given(values=JSON)
+def test_json_comes_back_as_it_was(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("json") / "values.json"
+    files.write_json(path, values)
+    assert files.read_json(path) == values
+
+
+def test_json_is_for_people_too(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "nonsense"])
+def test_a_file_that_is_not_json_is_named(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"plan\.json: expected JSON\. Received: ") as caught:
+        files.read_json(path)
+    assert isinstance(caught.value.__cause__, json.JSONDecodeError)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"plan\.json"):
+        files.read_json(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_exists_is_refused_without_overwrite(tmp_path, kind):
+    path = tmp_path / "result"
+    files.refuse_existing(path, overwrite=False)
+    path.mkdir() if kind == "folder" else path.write_text("")
+    files.refuse_existing(path, overwrite=True)
+    with pytest.raises(DataError, match=r"result: already exists.*--overwrite"):
+        files.refuse_existing(path, overwrite=False)

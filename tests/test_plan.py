@@ -1,0 +1,218 @@
+"""The plan command: what it writes, prints, keeps and refuses, on tiny cohorts."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from data_prep import plan as command_plan
+from data_prep.plan import Forecast, PlanArguments, check_disk, forecast, main, numbers
+from femur_tf import files, study
+from femur_tf.config import PRESETS
+from femur_tf.errors import DataError
+
+SHAPE = (20, 16, 12)
+HELP_LIMIT_S = 1.5
+"""The promise of every command; the best of three, because a busy machine is no slow program."""
+
+
+def _add(folder: Path, name: str, *, seed: int, spacing_mm: float = 1.0, mask_value: int = 1) -> None:
+    affine = np.diag([spacing_mm, 1.0, 2.0, 1.0])
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3:7, 5:10, 3:9] = mask[13:17, 5:10, 3:9] = mask_value
+    mask[3, 5, 3 + seed % 6] = 0  # so that no two masks are the same
+    mask[13, 5 + seed // 6 % 5, 3] = 0
+    image = np.random.default_rng(seed).integers(0, 200, SHAPE).astype(np.int16)
+    for kind, data in (("images", image), ("masks", mask)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(data, affine), folder / kind / f"{name}.nii")
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    for seed in range(1, 7):
+        _add(tmp_path, f"hip_{seed:02d}", seed=seed)
+    return tmp_path
+
+
+def _arguments(folder: Path, **changes: object) -> PlanArguments:
+    values = {"images": folder / "images", "masks": folder / "masks", "per_case": 100, "test": "2,5"} | changes
+    return PlanArguments(folder / "work", **values)  # type: ignore[arg-type]
+
+
+def _plan(folder: Path, **changes: object) -> study.Plan:
+    main(_arguments(folder, **changes))
+    return study.read_plan(folder / "work")
+
+
+def test_a_plan_names_each_case_with_its_files_and_part(cohort: Path) -> None:
+    plan = _plan(cohort)
+    assert [case.name for case in plan.cases] == [f"hip_{n:02d}" for n in range(1, 7)]
+    assert [case.name for case in plan.part("test")] == ["hip_02", "hip_05"]
+    assert (len(plan.part("validation")), len(plan.part("train"))) == (2, 2)
+    assert plan.cases[0].image == str(cohort / "images" / "hip_01.nii")
+    assert plan.data.patch.spacing_mm == (1.0, 1.0, 2.0)
+    assert plan.data.patch.scales_mm == PRESETS["default"].scales_mm
+    assert plan.data.sampling.per_case == 100
+
+
+def test_flags_reach_the_plan(cohort: Path) -> None:
+    plan = _plan(cohort, spacing="2,1.5,2", scales_mm="0,4,8", validation=1, label=1)
+    assert (plan.data.patch.spacing_mm, plan.data.patch.scales_mm) == ((2.0, 1.5, 2.0), (0.0, 4.0, 8.0))
+    assert (len(plan.part("validation")), plan.label) == (1, 1)
+
+
+def test_the_preset_chooses_the_scales(cohort: Path) -> None:
+    assert _plan(cohort, preset="paper").data.patch.scales_mm == PRESETS["paper"].scales_mm
+
+
+def test_the_table_names_every_case_and_what_to_look_at(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _add(cohort, "hip_07", seed=7, spacing_mm=2.0)
+    _plan(cohort)
+    shown = capsys.readouterr().out
+    assert all(f"hip_{n:02d}" in shown for n in range(1, 8))
+    assert "hip_07: 2 x 1 x 2 mm is far along x from the median 1 x 1 x 2 mm: will be resampled to" in shown
+    assert "Cases: 7 (3 train, 2 validation, 2 test); 1 will be resampled." in shown
+    assert "Next: python -m data_prep.write_records" in shown
+
+
+def test_a_plan_made_again_with_more_cases_keeps_every_part(cohort: Path) -> None:
+    first = {case.name: case.part for case in _plan(cohort).cases}
+    for seed in range(7, 13):
+        _add(cohort, f"hip_{seed:02d}", seed=seed)
+    later = {case.name: case.part for case in _plan(cohort, overwrite=True, test=None).cases}
+    assert len(later) == 12 and {name: later[name] for name in first} == first
+
+
+def test_a_case_that_moves_and_a_number_that_is_not_met_are_told(
+    cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _plan(cohort, validation=1)
+    moved = study.read_plan(cohort / "work").part("train")[0].name
+    _plan(cohort, test=f"2,5,{moved}", validation=2, overwrite=True)
+    told = capsys.readouterr().err
+    assert f"{moved} moves from train to test" in told
+    assert "--validation 2: the earlier plan's split is kept, with 1 validation cases now" in told
+
+
+def test_a_new_split_forgets_the_earlier_plan(cohort: Path) -> None:
+    _plan(cohort)
+    assert len(_plan(cohort, test="1", validation=4, overwrite=True, new_split=True).part("validation")) == 4
+
+
+def test_the_same_folders_give_the_same_plan(cohort: Path) -> None:
+    assert _plan(cohort) == _plan(cohort, overwrite=True, new_split=True)
+
+
+def test_lonely_files_are_named_and_left_out(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cohort / "masks" / "hip_06.nii").rename(cohort / "masks" / "other.nii")
+    assert len(_plan(cohort).cases) == 5
+    told = capsys.readouterr().err
+    assert "image without a mask, left out: hip_06" in told and "mask without an image, left out: other" in told
+
+
+def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
+    plan = _plan(cohort)
+    facts = command_plan.check(
+        [command_plan.cohort.Pair(case.name, Path(case.image), Path(case.mask)) for case in plan.cases],
+        label=None,
+        processes=1,
+    )
+    expected = forecast(plan, facts)
+    assert expected.examples == 400  # of four train and validation cases
+    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
+    assert expected.index_bytes == 400 * 90 + 4 * 20 * 16 * 12
+
+
+def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_disk(tmp_path / "new" / "work", Forecast(1, 1, 1, 1.0)) > 1
+    assert check_disk(tmp_path, Forecast(1, 10**18, 1, 1.0)) > 1
+    assert "Pass --index-only to data_prep.write_records" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"expected 1e\+09 GB of free disk for the records, index-only"):
+        check_disk(tmp_path, Forecast(1, 10**18, 10**18, 1.0))
+
+
+def test_all_problems_come_in_one_message_and_nothing_is_written(cohort: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), np.diag([1.0, 1, 2, 1])), cohort / "masks/hip_01.nii")
+    (cohort / "images/hip_03.nii").write_bytes(b"no image")
+    (cohort / "images/hip_06.nii").write_bytes((cohort / "images/hip_04.nii").read_bytes())
+    with pytest.raises(DataError, match="3 problems") as caught:
+        _plan(cohort)
+    assert [name in str(caught.value) for name in ("hip_01: ", "hip_03: ", "hip_06: ")] == [True] * 3
+    assert not (cohort / "work").exists()
+
+
+def test_other_mask_values_are_refused_with_the_flag_to_use(cohort: Path) -> None:
+    _add(cohort, "hip_01", seed=1, mask_value=3)
+    assert len(_plan(cohort).cases) == 6  # one value other than 0 is the femur, whatever it is
+    mask = nibabel.load(cohort / "masks/hip_01.nii")
+    data = np.asarray(mask.dataobj).copy()
+    data[0, 0, 0] = 1
+    nibabel.save(nibabel.Nifti1Image(data, mask.affine), cohort / "masks/hip_01.nii")
+    with pytest.raises(DataError, match=r"hip_01: .*--label"):
+        _plan(cohort, overwrite=True)
+
+
+def test_an_existing_plan_is_kept_without_overwrite(cohort: Path) -> None:
+    before = _plan(cohort)
+    with pytest.raises(DataError, match="--overwrite"):
+        _plan(cohort, validation=1)
+    assert study.read_plan(cohort / "work") == before
+
+
+def test_an_earlier_plan_that_cannot_be_read_is_told_with_the_way_out(cohort: Path) -> None:
+    files.write_text(study.plan_path(cohort / "work"), "{")
+    with pytest.raises(DataError, match="expected JSON.*--new-split"):
+        _plan(cohort, overwrite=True)
+    assert len(_plan(cohort, overwrite=True, new_split=True).cases) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"spacing": "1,2"}, "--spacing: expected 3 numbers .* Received: '1,2'"),
+        ({"spacing": "0,1,1"}, "spacing_mm: expected three lengths"),
+        ({"scales_mm": "a"}, "--scales-mm: expected numbers"),
+        ({"scales_mm": "-1"}, "scales_mm: expected distances"),
+        ({"per_case": 0}, "per_case: expected at least 1"),
+        ({"test": "77"}, "'77' is none of"),
+        ({"validation": 4}, "at least one validation case and one train case"),
+        ({"validation": 0}, "at least one validation case and one train case"),
+    ],
+)
+def test_a_flag_out_of_range_is_refused(cohort: Path, flags: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        _plan(cohort, **flags)
+    assert not (cohort / "work").exists()
+
+
+def test_numbers_are_read_with_their_commas() -> None:
+    assert numbers("0,3.6", "--scales-mm") == (0.0, 3.6)
+    with pytest.raises(DataError, match="Received: ''"):
+        numbers("", "--scales-mm")
+
+
+def _run(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    start = time.perf_counter()
+    words = [sys.executable, "-m", "data_prep.plan", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done, time.perf_counter() - start
+
+
+def test_help_answers_at_once() -> None:
+    runs = [_run("--help") for _ in range(3)]
+    assert all(done.returncode == 0 and "--images" in done.stdout for done, _ in runs)
+    assert min(seconds for _, seconds in runs) < HELP_LIMIT_S
+
+
+def test_a_bad_cohort_ends_with_status_2_and_no_traceback(cohort: Path) -> None:
+    (cohort / "images/hip_03.nii").write_bytes(b"no image")
+    done, _ = _run(str(cohort / "work"), "--images", str(cohort / "images"), "--masks", str(cohort / "masks"))
+    assert done.returncode == 2
+    assert "hip_03" in done.stderr and "Traceback" not in done.stderr

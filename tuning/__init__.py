@@ -1,0 +1,1 @@
+"""Hyper-parameter search: which network and training settings suit a cohort best."""
