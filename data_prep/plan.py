@@ -151,7 +151,9 @@ def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[
     Raises:
       DataError: as `split.named`, `split.first_split`, `split.later_split` and `study.read_plan` do.
     """
-    test = None if arguments.test is None else split.named([t for t in arguments.test.split(",") if t], names)
+    test = None
+    if arguments.test is not None:
+        test = split.named([text.strip() for text in arguments.test.split(",") if text.strip()], names)
     if arguments.new_split or not study.plan_path(arguments.work).exists():
         validation = VALIDATION_CASES if arguments.validation is None else arguments.validation
         return split.first_split(names, test=test or frozenset(), validation=validation, seed=seed)
@@ -174,8 +176,8 @@ def _warn_of_changes(
     count = list(parts.values()).count("validation")
     if arguments.validation not in (None, count):
         command.warn(
-            f"--validation {arguments.validation}: the earlier plan's split is kept, with {count} validation cases now. "
-            "Pass --new-split to draw it anew."
+            f"--validation {arguments.validation}: the earlier plan's split is kept, with {count} validation cases "
+            "now. Pass --new-split to draw it anew."
         )
 
 

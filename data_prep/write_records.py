@@ -58,7 +58,7 @@ def case_rng(seed: int, case: str) -> np.random.Generator:
     return np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()[:8]])
 
 
-def _write_shard(path: Path, examples: list[bytes]) -> None:
+def write_shard(path: Path, examples: list[bytes]) -> None:
     """Write serialized examples to one TFRecord file, whole."""
     import tensorflow as tf
 
@@ -108,7 +108,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     for index, part in enumerate(np.array_split(np.arange(len(draw.label)), total)):
         here = sampling.Draw(draw.centres[part], draw.label[part], draw.kind[part], {})
         name = records.shard_name(case.name, index, total)
-        _write_shard(folder / name, encode_all(here, cutter, case.name))
+        write_shard(folder / name, encode_all(here, cutter, case.name))
         examples = {kind: int((here.kind == number).sum()) for number, kind in enumerate(records.KINDS)}
         shards.append(records.Shard(records.file_entry(folder, name), case.name, examples))
     written = records.CaseRecords(case.name, case.part, tuple(shards), fingerprint(plan, case, mode), grid)

@@ -3,26 +3,22 @@
 The source is Hallyburton et al., ISMRM 2017, #3860. A value that it states is
 marked "source"; a value that it leaves open is marked "our choice". Settings are
 frozen dataclasses, checked when they are made, and saved as JSON beside whatever
-they made (`to_dict`, `load`).
+they made (`to_dict`, `load`, from `femur_tf.config_json`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import cattrs
-import cattrs.v
-
-from femur_tf.errors import DataError
-from femur_tf.files import read_json
+from femur_tf.config_json import from_dict as from_dict
+from femur_tf.config_json import load as load
+from femur_tf.config_json import to_dict as to_dict
 
 PLANES = ("axial", "coronal", "sagittal")
 """The three patch planes, in channel order. Axial spans the canonical axes (x, y), coronal (x, z), sagittal (y, z)."""
 
 Triple = tuple[float, float, float]
-T = TypeVar("T")
 
 
 def _require(fine: bool, owner: object, name: str, expected: str) -> None:
@@ -126,7 +122,8 @@ class ModelConfig:
     dense: tuple[int, ...] = (64,)
     """Units of each hidden Dense layer (our choice)."""
     fusion: Literal["late", "early"] = "late"
-    """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in the first convolution (our choice)."""
+    """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in
+    the first convolution (our choice)."""
     dropout_conv: float = 0.0
     """Dropout after each convolution block (source: 0.5)."""
     dropout_dense: float = 0.5
@@ -137,7 +134,9 @@ class ModelConfig:
     """Initial value of each bias (source: 0.10). Kernels start from Glorot uniform (source: Xavier)."""
 
     def __post_init__(self) -> None:
-        _require(len(self.filters) >= 1 and min(self.filters) >= 1, self, "filters", "one width or more, each at least 1")
+        _require(
+            len(self.filters) >= 1 and min(self.filters) >= 1, self, "filters", "one width or more, each at least 1"
+        )
         _require(self.kernel >= 1, self, "kernel", "at least 1")
         _require(self.pool >= 1, self, "pool", "at least 1")
         _require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
@@ -177,7 +176,8 @@ class TrainConfig:
     momentum: float = 0.9
     """Of SGD; Adam's beta_1 otherwise (our choice)."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls to a hundredth of the learning rate at the end of the epochs or minutes given (source: constant)."""
+    """`cosine` falls to a hundredth of the learning rate at the end of the epochs or minutes given (source:
+    constant)."""
     batch: int = 256
     """Examples a step (source: 256)."""
     epochs: int = 62
@@ -251,6 +251,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    format_version: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,52 +267,15 @@ PRESETS = {
     "paper": Preset(
         ModelConfig(filters=(24, 48, 96), dense=(96,), dropout_conv=0.5, dropout_dense=0.5, l2=5e-4),
         TrainConfig(
-            optimizer="sgd", learning_rate=1e-4, momentum=0.9, schedule="constant", augment=AugmentConfig(False, 0, 0, 0)
+            optimizer="sgd",
+            learning_rate=1e-4,
+            momentum=0.9,
+            schedule="constant",
+            augment=AugmentConfig(False, 0, 0, 0),
         ),
         scales_mm=(0.0,),
     ),
     "default": Preset(ModelConfig(), TrainConfig(), scales_mm=(0.0, 3.6)),
 }
-"""`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the best measured (docs/results.md)."""
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as plain JSON types."""
-    result: dict[str, Any] = cattrs.unstructure(config)
-    return result
-
-
-_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
-
-
-def _describe(error: BaseException, kind: type[Any] | None) -> str:
-    """Say what is wrong with a field; our own range checks already do."""
-    return str(error) if "expected" in str(error) else cattrs.v.format_exception(error, kind)
-
-
-def from_dict(kind: type[T], values: object, source: str = "config") -> T:
-    """Build the config dataclass `kind` from plain JSON types.
-
-    Args:
-      kind: a dataclass of this module or of a module that composes them.
-      values: what `to_dict` gave, possibly through JSON.
-      source: named in the error, usually the file's path.
-
-    Raises:
-      DataError: an unknown, missing or badly typed field, or a value out of range.
-    """
-    try:
-        return _CONVERTER.structure(values, kind)
-    except (cattrs.BaseValidationError, ValueError, TypeError, AttributeError) as error:
-        problems = "; ".join(cattrs.transform_error(error, kind.__name__, _describe))
-        raise DataError(f"{source}: expected the fields of {kind.__name__}. Received: {problems}") from error
-
-
-def load(kind: type[T], path: Path) -> T:
-    """Read the config dataclass `kind` from the JSON file `path`.
-
-    Raises:
-      FileNotFoundError: no such file.
-      DataError: not JSON, or not the fields of `kind`.
-    """
-    return from_dict(kind, read_json(path), str(path))
+"""`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
+best measured (docs/results.md)."""

@@ -39,6 +39,8 @@ def _read(shards: list[str], seed: int, epoch: tf.Tensor, shuffle: int) -> tf.da
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
+    # In the graph of this epoch: the order would else depend on the seed of the process, too.
+    tf.random.set_seed(1)
     return dataset.shuffle(shuffle, seed=epoch + seed * 100_003) if shuffle else dataset
 
 
@@ -76,7 +78,11 @@ def flip_left_right(patch: tf.Tensor) -> tf.Tensor:
       centre, on every scale whose step divides the volume's extent along x.
     """
     along_x = np.tile([plane != "sagittal" for plane in PLANES], patch.shape[-1] // len(PLANES))
-    return tf.where(along_x, tf.reverse(patch, axis=[1]), patch)
+    mirrored = tf.reverse(patch, axis=[1])
+    if patch.shape[1] % 2 == 0:
+        # An odd S reaches as far on both sides: its own samples are mirrored, the additional one stays the last.
+        mirrored = tf.roll(mirrored, -1, axis=1)
+    return tf.where(along_x, mirrored, patch)
 
 
 def rotations(angle: tf.Tensor, spacing: tuple[float, float], size: int) -> tf.Tensor:
@@ -85,12 +91,12 @@ def rotations(angle: tf.Tensor, spacing: tuple[float, float], size: int) -> tf.T
     Args:
       angle: (N,) float32, radians.
       spacing: mm between rows and between columns.
-      size: samples along each axis of the patches to rotate.
+      size: samples along each axis of the patches to rotate, S + 1.
 
     Returns:
       (N, 8) float32 for `keras.ops.image.affine_transform`, output (column, row) -> input (column, row).
     """
-    middle = float(size // 2)
+    middle = float((size - 1) // 2)
     ratio = spacing[0] / spacing[1]
     cos, sin = tf.cos(angle), tf.sin(angle)
     across, down = -sin * ratio, sin / ratio  # column from row, row from column

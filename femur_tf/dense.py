@@ -12,6 +12,9 @@ activation, so each tower is evaluated on its own planes. The patches of a coars
 scale are the same for all voxels of a cell (`femur_tf.patches`); its towers are
 evaluated once a cell.
 
+Along an axis that is **strided** instead, only every `stride`-th sample is computed,
+as in a patch: the first pass of a coarse-to-fine evaluation.
+
 Giusti et al. 2013 (arXiv 1302.1700) and Li et al. 2014 (arXiv 1412.4526) describe
 the idea for one plane.
 """
@@ -19,8 +22,8 @@ the idea for one plane.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -31,12 +34,23 @@ from femur_tf.model import PlanewiseConv2D
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """[start, stop) along x, y, z."""
-TowerOp = Callable[[Any, int], Any]
-"""(maps (N, A, B, C) of a tower, tower) -> maps."""
+Precision = Literal["float32", "bfloat16"]
+Strided = tuple[bool, bool]
+"""For the rows and the columns of a plane: every stride-th sample only, or all of them."""
+DENSE: Strided = (False, False)
+Apply = Callable[[Any, Sequence[Any], Strided], Any]
+"""(maps (N, A, B, C) of a tower, the tower's parameters, strided) -> maps."""
 
 
 class NotDenseError(ValueError):
     """The network has a layer without a dense form; predict patch by patch instead."""
+
+
+class Step(NamedTuple):
+    """One step of a tower."""
+
+    apply: Apply
+    is_max: bool = False
 
 
 def _refuse(layer: keras.layers.Layer, reason: str) -> NotDenseError:
@@ -48,22 +62,30 @@ def _refuse(layer: keras.layers.Layer, reason: str) -> NotDenseError:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseNetwork:
-    """The dense form of a patch network.
-
-    Make one with `convert`.
-    """
+    """The dense form of a patch network, with a copy of its weights; make one with `convert`."""
 
     rule: PatchConfig
     units: int
     """Units of the first Dense layer."""
     width: int
     """Channels of a tower's widest map."""
-    tower_ops: tuple[TowerOp, ...]
-    head_ops: tuple[Callable[[Any], Any], ...]
+    stride: int
+    """Samples between two neighbours along a strided axis: the product of the poolings."""
+    precision: Precision
+    """Of the towers; their sums and the head are float32."""
+    parameters: tuple[tuple[Any, ...], ...]
+    """Kernels, biases, scales of each tower."""
     macs_per_cell: int
     """Multiply-adds of one tower at one lattice cell."""
     head_macs: int
     """Multiply-adds of the layers after the first Dense, at one voxel."""
+    steps: tuple[Step, ...]
+    head: Callable[[Any], Any]
+    """(..., units) sums over all towers -> (...) float32 probabilities."""
+
+    def __post_init__(self) -> None:
+        """Compile the towers, once for each way of striding that is used."""
+        object.__setattr__(self, "_compiled_towers", {})
 
     @property
     def macs_per_voxel(self) -> float:
@@ -71,28 +93,66 @@ class DenseNetwork:
         cells = sum(3 / np.prod(steps) for steps in self.rule.steps)
         return float(self.macs_per_cell * cells + self.head_macs)
 
-    def tower(self, planes: Any, tower: int) -> Any:
+    def tower(self, planes: Any, tower: int, strided: Strided = DENSE) -> Any:
         """Evaluate one tower over whole planes.
 
         Args:
           planes: (N, A + size - 1, B + size - 1) uint8, padded as `patches.padded_planes` does.
           tower: scale * 3 + plane.
+          strided: along rows and columns; a strided axis gives samples 0, stride, 2 * stride, ...
 
         Returns:
-          (N, A, B, units) float32: the tower's share of the first Dense layer, before bias and activation.
+          (N, A, B, units) float32, or ceil(A / stride), ceil(B / stride) where strided: the tower's share of the
+          first Dense layer, before bias and activation.
         """
-        less = self.rule.size - 1
-        rows, columns = planes.shape[1] - less, planes.shape[2] - less
-        maps = ops.cast(planes, "float32")[..., None]  # (N, A + size - 1, B + size - 1, 1)
-        for op in self.tower_ops:
-            maps = op(maps, tower)
-        return maps[:, :rows, :columns]
+        compiled: dict[Strided, Callable[..., Any]] = self._compiled_towers  # type: ignore[attr-defined]
+        if strided not in compiled:
+            compiled[strided] = _compile(lambda images, *weights: self._evaluate(images, weights, strided))
+        return compiled[strided](planes, *self.parameters[tower])
 
-    def head(self, sums: Any) -> Any:
-        """Return (...) probabilities from (..., units) sums over all towers."""
-        for op in self.head_ops:
-            sums = op(sums)
+    def _evaluate(self, planes: Any, weights: Sequence[Any], strided: Strided) -> Any:
+        less = self.rule.size - 1
+        _, high, wide = ops.shape(planes)
+        rows, columns = (
+            -(-(length - less) // self.stride) if s else length - less
+            for length, s in zip((high, wide), strided, strict=True)
+        )
+        maps = ops.cast(planes, "float32")[..., None]  # (N, A + size - 1, B + size - 1, 1)
+        for step in self.steps:
+            maps = step.apply(maps, weights, strided)
+        return ops.cast(maps[:, :rows, :columns], "float32")
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of (N, A, B) uint8 planes of any shape and of weights."""
+    if keras.backend.backend() != "tensorflow":
+        import jax
+
+        return jax.jit(function)  # type: ignore[no-any-return]
+    import tensorflow as tf
+
+    relaxed = tf.TensorSpec((None, None, None), tf.uint8)
+    graphs: dict[int, Callable[..., Any]] = {}
+
+    def call(planes: Any, *weights: Any) -> Any:
+        # One graph for planes of any shape: the weights of all towers have the same shapes.
+        if not graphs:
+            signature = [relaxed, *(tf.TensorSpec(w.shape, w.dtype) for w in weights)]
+            graphs[0] = tf.function(function, input_signature=signature, autograph=False)
+        return graphs[0](planes, *weights)
+
+    return call
+
+
+def _head(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return the layers after the towers' sum as one function."""
+
+    def head(sums: Any) -> Any:
+        for function in functions:
+            sums = function(sums)
         return sums[..., 0]
+
+    return head
 
 
 def _activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
@@ -103,14 +163,16 @@ def _activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     return function
 
 
-def _shifted(maps: Any, window: int, dilation: int, combine: Callable[[Any, Any], Any]) -> Any:
-    """Combine `window` samples that lie `dilation` apart, along rows, then along columns."""
-    for axis in (1, 2):
-        length = maps.shape[axis] - (window - 1) * dilation
+def _shifted(
+    maps: Any, window: int, dilation: Sequence[int], stride: Sequence[int], combine: Callable[[Any, Any], Any]
+) -> Any:
+    """Combine `window` samples that lie `dilation` apart, at every `stride`-th position, along rows, then columns."""
+    for axis, (apart, every) in enumerate(zip(dilation, stride, strict=True), start=1):
+        length = ops.shape(maps)[axis] - (window - 1) * apart
         parts = []
-        for start in range(0, window * dilation, dilation):
+        for start in range(0, window * apart, apart):
             index = [slice(None)] * 4
-            index[axis] = slice(start, start + length)
+            index[axis] = slice(start, start + length, every)
             parts.append(maps[tuple(index)])
         maps = parts[0]
         for part in parts[1:]:
@@ -136,16 +198,17 @@ def _per_channel(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
 class _Builder:
     """Walks the layers of a Sequential and collects the dense form."""
 
-    def __init__(self, rule: PatchConfig) -> None:
-        self.rule = rule
+    def __init__(self, rule: PatchConfig, precision: Precision) -> None:
+        self.precision = precision
         self.towers = rule.channels
         self.dilation = 1
         self.side = rule.size
         self.width = self.widest = 1
         self.units = 0
         self.macs = self.head_macs = 0
-        self.tower_ops: list[TowerOp] = []
-        self.head_ops: list[Callable[[Any], Any]] = []
+        self.steps: list[Step] = []
+        self.parameters: list[list[Any]] = [[] for _ in range(self.towers)]
+        self.head: list[Callable[[Any], Any]] = []
 
     def add(self, layer: keras.layers.Layer) -> None:
         """Add one layer.
@@ -153,7 +216,7 @@ class _Builder:
         Raises:
           NotDenseError: the layer has no dense form.
         """
-        if isinstance(layer, layers.Dropout | layers.InputLayer):
+        if isinstance(layer, layers.Dropout | layers.InputLayer | layers.Flatten):
             return
         if isinstance(layer, layers.Dense):
             self._dense(layer)
@@ -165,63 +228,90 @@ class _Builder:
             self._convolution(layer)
         elif isinstance(layer, layers.MaxPooling2D | layers.AveragePooling2D):
             self._pooling(layer)
-        elif not isinstance(layer, layers.Flatten):
+        else:
             raise _refuse(layer, "it has no dense form")
+
+    def _parameter(self, values: Sequence[np.ndarray], dtype: str) -> int:
+        """Keep one array a tower; return its place among the tower's parameters."""
+        for parameters, value in zip(self.parameters, values, strict=True):
+            parameters.append(ops.cast(ops.convert_to_tensor(np.ascontiguousarray(value, np.float32)), dtype))
+        return len(self.parameters[0]) - 1
 
     def _pointwise(self, function: Callable[[Any], Any]) -> None:
         """Add a function of each value alone."""
         if self.units:
-            self.head_ops.append(function)
-        else:
-            self.tower_ops.append(lambda maps, tower: function(maps))
+            self.head.append(function)
+            return
+        step = Step(lambda maps, parameters, strided: function(maps))
+        # relu(max(x)) = max(relu(x)): next to its convolution the ReLU is computed together with it.
+        swap = function is keras.activations.relu and self.steps and self.steps[-1].is_max
+        self.steps.insert(len(self.steps) - int(bool(swap)), step)
 
     def _scale(self, layer: keras.layers.Layer) -> None:
         """Add a scale and an offset a channel."""
         scale, offset = (np.asarray(v, np.float32) for v in _per_channel(layer))
         if self.units:
-            self.head_ops.append(lambda sums: sums * scale + offset)
+            self.head.append(lambda sums: sums * scale + offset)
             return
-        channels = self.towers * self.width
-        scale, offset = (np.broadcast_to(v, (channels,)).reshape(self.towers, self.width) for v in (scale, offset))
-        self.tower_ops.append(lambda maps, tower: maps * scale[tower] + offset[tower])
+        shape = (self.towers, self.width)
+        first, second = (
+            self._parameter(np.broadcast_to(v, (self.towers * self.width,)).reshape(shape), "float32")  # type: ignore[arg-type]
+            for v in (scale, offset)
+        )
+
+        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
+            return ops.cast(maps, "float32") * parameters[first] + parameters[second]
+
+        self.steps.append(Step(apply))
 
     def _convolution(self, layer: keras.layers.Layer) -> None:
         """Add a dilated convolution for each tower."""
         if isinstance(layer, layers.Conv2D):
             if layer.groups != self.towers:
                 raise _refuse(layer, "it mixes the planes (early fusion), so that voxels share nothing after it")
-            if layer.padding != "valid" or set(layer.strides) != {1} or set(layer.dilation_rate) != {1}:
-                raise _refuse(layer, "padding, strides or dilation are not those of a plain `valid` convolution")
-            activation, size = layer.activation, layer.kernel_size[0]
-        else:
-            activation, size = None, layer.kernel_size
+            square = layer.kernel_size[0] == layer.kernel_size[1]
+            plain = layer.padding == "valid" and set(layer.strides) == {1} and set(layer.dilation_rate) == {1}
+            if not (square and plain):
+                raise _refuse(layer, "padding, strides, dilation or kernel are not those of a plain `valid` convolution")
         kernel = ops.convert_to_numpy(layer.kernel)  # (k, k, I, towers * O)
-        bias = ops.convert_to_numpy(layer.bias).reshape(self.towers, -1)
-        kernels = [ops.convert_to_tensor(k) for k in np.split(kernel, self.towers, axis=-1)]
-        dilation = self.dilation
-
-        def convolve(maps: Any, tower: int) -> Any:
-            return ops.conv(maps, kernels[tower], padding="valid", dilation_rate=dilation) + bias[tower]
-
-        self.tower_ops.append(convolve)
-        if activation is not None:
-            self._pointwise(activation)
-        self.side -= size - 1
-        self.macs += int(np.prod(kernel.shape)) // self.towers
-        self.width = bias.shape[1]
+        bias = np.zeros(kernel.shape[-1]) if layer.bias is None else ops.convert_to_numpy(layer.bias)
+        self._add_convolution(np.split(kernel, self.towers, axis=-1))
+        place = self._parameter(np.split(bias, self.towers), self.precision)
+        self.steps.append(Step(lambda maps, parameters, strided: maps + parameters[place]))
+        if isinstance(layer, layers.Conv2D):
+            self._pointwise(layer.activation)
+        self.side -= kernel.shape[0] - 1
+        self.width = kernel.shape[-1] // self.towers
         self.widest = max(self.widest, self.width)
+
+    def _add_convolution(self, kernels: Sequence[np.ndarray]) -> None:
+        """Add a convolution without bias, one kernel (k, k, I, O) a tower."""
+        place = self._parameter(kernels, self.precision)
+        dilation, precision = self.dilation, self.precision
+
+        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
+            rate = tuple(1 if s else dilation for s in strided)
+            return ops.conv(ops.cast(maps, precision), parameters[place], padding="valid", dilation_rate=rate)
+
+        self.steps.append(Step(apply))
+        self.macs += kernels[0].size
 
     def _pooling(self, layer: keras.layers.Layer) -> None:
         """Add a pooling of stride 1 whose window is dilated."""
         window = layer.pool_size[0]
         if layer.padding != "valid" or set(layer.strides) != {window} or set(layer.pool_size) != {window}:
             raise _refuse(layer, "its strides are not its window, or its padding is not `valid`")
-        dilation = self.dilation
-        if isinstance(layer, layers.MaxPooling2D):
-            self.tower_ops.append(lambda maps, tower: _shifted(maps, window, dilation, ops.maximum))
-        else:
-            area = 1.0 / window**2
-            self.tower_ops.append(lambda maps, tower: _shifted(maps, window, dilation, ops.add) * area)
+        dilation, is_max = self.dilation, isinstance(layer, layers.MaxPooling2D)
+
+        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
+            if is_max and dilation == 1 and strided == DENSE:
+                return ops.max_pool(maps, window, strides=1, padding="valid")
+            apart = [1 if s else dilation for s in strided]
+            every = [window if s else 1 for s in strided]
+            result = _shifted(maps, window, apart, every, ops.maximum if is_max else ops.add)
+            return result if is_max else result * (1.0 / window**2)
+
+        self.steps.append(Step(apply, is_max))
         self.dilation *= window
         self.side //= window
 
@@ -230,31 +320,24 @@ class _Builder:
         kernel = ops.convert_to_numpy(layer.kernel)
         bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
         if self.units:
-            self.head_ops.append(lambda sums: ops.matmul(sums, kernel) + bias)
+            self.head.append(lambda sums: ops.matmul(sums, kernel) + bias)
             self.head_macs += kernel.size
         else:
-            self._first_dense(kernel)
-            self.head_ops.append(lambda sums: sums + bias)
-        self.head_ops.append(layer.activation)
-
-    def _first_dense(self, kernel: np.ndarray) -> None:
-        """Split the kernel by tower; Flatten has laid it out as (row, column, tower, channel)."""
-        self.units = kernel.shape[1]
-        split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
-        kernels = [ops.convert_to_tensor(split[:, :, tower]) for tower in range(self.towers)]
-        dilation = self.dilation
-        self.tower_ops.append(
-            lambda maps, tower: ops.conv(maps, kernels[tower], padding="valid", dilation_rate=dilation)
-        )
-        self.macs += kernel.size // self.towers
+            self.units = kernel.shape[1]
+            # Flatten has laid the maps out as (row, column, tower, channel).
+            split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
+            self._add_convolution([split[:, :, tower] for tower in range(self.towers)])
+            self.head.append(lambda sums: sums + bias)
+        self.head.append(layer.activation)
 
 
-def convert(model: keras.Sequential, rule: PatchConfig) -> DenseNetwork:
+def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "float32") -> DenseNetwork:
     """Return the dense form of a patch network, with a copy of its weights.
 
     Args:
       model: a built Sequential on (size, size, channels) patches.
       rule: the patch rule it was trained with.
+      precision: of the towers; bfloat16 is worth it where the processor computes in it.
 
     Raises:
       NotDenseError: a layer has no dense form; it is named, with what to do.
@@ -263,15 +346,18 @@ def convert(model: keras.Sequential, rule: PatchConfig) -> DenseNetwork:
     expected = (rule.size, rule.size, rule.channels)
     if tuple(model.input_shape[1:]) != expected:
         raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
-    builder = _Builder(rule)
+    builder = _Builder(rule, precision)
     for layer in model.layers:
         builder.add(layer)
     return DenseNetwork(
         rule,
         units=builder.units,
         width=max(builder.widest, builder.units),
-        tower_ops=tuple(builder.tower_ops),
-        head_ops=tuple(builder.head_ops),
+        stride=builder.dilation,
+        precision=precision,
+        parameters=tuple(map(tuple, builder.parameters)),
         macs_per_cell=builder.macs,
         head_macs=builder.head_macs,
+        steps=tuple(builder.steps),
+        head=_head(builder.head),
     )

@@ -17,24 +17,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
+from nibabel import filebasedimages, openers, spatialimages
 
 from femur_tf import files
 from femur_tf.errors import DataError
-from femur_tf.volume import Volume, corner_distance_mm, lps_affine, to_lps
+from femur_tf.volume import Volume, lps_affine, require_same_grid, to_lps
 
 NIFTI = (".nii", ".nii.gz")
 READABLE = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """Formats of one file; `.nhdr` and `.mhd` keep their voxels in a second one, which cannot be renamed with it."""
-GRID_TOLERANCE_MM = 1e-3
-"""A mask lies on its image's grid where no corner voxel is further off than this."""
 GAP_TOLERANCE = 0.05
 """Slices are evenly spaced where each gap is within this share of the median gap (bound included)."""
-SHOWN = 10
-"""How many values an error lists."""
+DAMAGED = "It is damaged, cut short or not an image: export it again."
+LIBRARY_ERRORS = (filebasedimages.ImageFileError, spatialimages.HeaderDataError, zlib.error)  # beside built-in ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,17 +49,13 @@ def _error(path: Path, expected: str, received: object, advice: str) -> DataErro
 
 
 @contextlib.contextmanager
-def _library(path: Path, expected: str, advice: str) -> Iterator[None]:
-    """Turn what nibabel and SimpleITK raise into the error for `path`."""
+def _library(path: Path, expected: str = "a whole image", advice: str = DAMAGED) -> Iterator[None]:
+    """Turn what nibabel and SimpleITK raise into the error for `path`; reading is the default."""
     try:
         yield
-    except (ImageFileError, HeaderDataError, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+    except (*LIBRARY_ERRORS, EOFError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).rpartition("ERROR: ")[2].split()).rstrip(".") or type(error).__name__
         raise _error(path, expected, reason, advice) from error
-
-
-def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
-    return _library(path, "a whole image", "It is damaged, cut short or not an image: export it again.")
 
 
 def image_suffix(path: Path) -> str | None:
@@ -90,10 +82,7 @@ def _is_dicom_file(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the cases in a folder: image files, and subfolders that directly hold DICOM files.
-
-    Args:
-      folder: its hidden entries and other files are passed over.
+    """List the cases in a folder: image files and subfolders of DICOM files; hidden and other entries are passed over.
 
     Returns:
       Case name -> path, sorted by name; empty where the folder has no image.
@@ -123,8 +112,7 @@ def read_image(path: Path) -> Image:
       The voxels in the file's axis order, with its intensity scale applied; a fourth axis of length 1 is dropped.
 
     Raises:
-      DataError: nothing there, not a readable image, not 3-D, several series, uneven slices, no proper geometry, or
-        voxels that are not finite.
+      DataError: nothing there, unreadable, not 3-D, several series or an uneven one, no geometry, non-finite voxels.
     """
     if not path.exists():
         raise _error(path, "an image file or a DICOM folder", "nothing there", "Check the path.")
@@ -134,21 +122,22 @@ def read_image(path: Path) -> Image:
     if suffix in NIFTI:
         return _read_nifti(path)
     if suffix:
-        with _reading(path):
+        with _library(path):
             image = sitk.ReadImage(str(path))
         return _from_sitk(image, path)
-    advice = "Hand in the folder of its series." if _is_dicom_file(path) else "Convert it."
-    raise _error(path, f"{', '.join(READABLE)} or a DICOM folder", "another file", advice)
+    raise _error(path, f"{', '.join(READABLE)} or a DICOM folder", "another file", "Convert it, or hand in the folder.")
 
 
 def _read_nifti(path: Path) -> Image:
     """Read a NIfTI file, version 1 or 2."""
-    with _reading(path):
+    with _library(path):
         image = nibabel.load(path, mmap=False)
         if not isinstance(image, nibabel.Nifti1Image):  # CIFTI has the suffix too
-            raise ImageFileError(f"a {type(image).__name__}")
-        with ImageOpener(str(path)) as stream:
+            raise filebasedimages.ImageFileError(f"a {type(image).__name__}")
+        with openers.ImageOpener(str(path)) as stream:
             raw = type(image.header).from_fileobj(stream, check=False)  # as stored: nibabel mends what it loads
+            while stream.read(2**24):  # to the end, where gzip's checksum is
+                pass
         data = np.asarray(image.dataobj)
     _check_lengths(raw, path)
     return Image(_volume(data, image.affine, path), path, image.header)
@@ -156,8 +145,7 @@ def _read_nifti(path: Path) -> Image:
 
 def _check_lengths(header: nibabel.Nifti1Header, path: Path) -> None:
     """Raise unless lengths are in mm and, where nothing else gives the spacing, not 0."""
-    unit = header.get_xyzt_units()[0]
-    if unit not in ("mm", "unknown"):
+    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
         raise _error(path, "lengths in mm", unit, "Convert the header to mm.")
     spacing = header["pixdim"][1:4]
     if header["sform_code"] == 0 and not (np.isfinite(spacing) & (spacing != 0)).all():
@@ -170,7 +158,7 @@ def _read_series(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
     reader.MetaDataDictionaryArrayUpdateOn()
-    with _reading(folder):
+    with _library(folder):
         image = reader.Execute()
     _check_gaps(reader, names, folder)
     return image
@@ -178,70 +166,62 @@ def _read_series(folder: Path) -> sitk.Image:
 
 def _find_series(folder: Path) -> str:
     """Return the identifier of the one DICOM series in a folder."""
-    if not is_dicom_folder(folder):
-        received = f"{sum(1 for _ in folder.iterdir())} entries, none of them a DICOM file"
-        raise _error(folder, "one DICOM series", received, "Hand in the folder that directly holds its slices.")
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    known = is_dicom_folder(folder)  # without one, the reader prints a warning of its own
+    series: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if known else ()
     if len(series) != 1:
-        received = f"{len(series)} series: {_listed(sorted(series))}"
-        raise _error(folder, "one DICOM series", received, "Move each series into a folder of its own.")
-    return str(series[0])
+        received = f"{len(series)} series ({_listed(sorted(series))})" if series else "no DICOM file in it"
+        raise _error(folder, "one DICOM series", received, "Hand in a folder with the slices of just one series.")
+    return series[0]
 
 
 def _check_gaps(reader: sitk.ImageSeriesReader, names: Sequence[str], folder: Path) -> None:
-    """Raise where a slice of the series is missing, doubled or out of step."""
-    keys = ("0020|0032", "0020|0037")  # Image Position (Patient), Image Orientation (Patient)
-    if not all(reader.HasMetaDataKey(i, key) for i in range(len(names)) for key in keys):
+    """Raise where a slice of the series is missing, doubled or without a position."""
+    if len(names) < 3:
         return
-    position, rows = [
-        np.array([reader.GetMetaData(i, key).split("\\") for i in range(len(names))], float) for key in keys
-    ]  # (N, 3), (N, 6)
-    gaps_mm = np.diff(position @ np.cross(rows[0, :3], rows[0, 3:]))
-    usual_mm = float(np.median(np.abs(gaps_mm))) if gaps_mm.size else 0.0
-    uneven = np.flatnonzero(np.abs(np.abs(gaps_mm) - usual_mm) > GAP_TOLERANCE * usual_mm)
+    with _library(folder, "a position for each slice", "Export the series again with its geometry."):
+        texts = [reader.GetMetaData(i, "0020|0032") for i in range(len(names))]  # Image Position (Patient)
+        position_mm = np.array([text.split("\\") for text in texts], float)  # (N, 3)
+    gaps_mm = np.linalg.norm(np.diff(position_mm, axis=0), axis=1)
+    usual_mm = float(np.median(gaps_mm))
+    uneven = np.flatnonzero(np.abs(gaps_mm - usual_mm) > GAP_TOLERANCE * usual_mm)
     if uneven.size:
-        i = int(uneven[0])
-        received = f"{gaps_mm[i]:.3f} mm from {Path(names[i]).name} to {Path(names[i + 1]).name}, {usual_mm:.3f} usual"
+        first, second = (Path(names[uneven[0] + i]).name for i in (0, 1))
+        received = f"{gaps_mm[uneven[0]]:.3f} mm from {first} to {second}, {usual_mm:.3f} mm usual"
         raise _error(folder, "evenly spaced slices", received, "A slice is missing or doubled: export it again.")
 
 
-def _listed(values: Sequence[object] | np.ndarray) -> str:
+def _listed(values: Sequence[object] | np.ndarray, most: int = 10) -> str:
     """Return the first values as text, with a mark where some are left out."""
-    return ", ".join([str(value) for value in values[:SHOWN]] + (["..."] if len(values) > SHOWN else []))
+    return ", ".join([str(value) for value in values[:most]] + ["and more"] * (len(values) > most))
 
 
 def _from_sitk(image: sitk.Image, path: Path) -> Image:
     """Return a SimpleITK image, checked."""
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        received = f"{image.GetNumberOfComponentsPerPixel()} values"
-        raise _error(path, "one real value a voxel", received, "Hand in a grey image.")
-    if image.GetDimension() < 3:
-        raise _error(path, "a 3-D image", f"shape {image.GetSize()}", "Hand in the whole volume.")
+    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() < 3:
+        received = f"shape {image.GetSize()}, {image.GetNumberOfComponentsPerPixel()} values a voxel"
+        raise _error(path, "a 3-D image with one real value a voxel", received, "Hand in the whole volume, in grey.")
     return Image(_volume(sitk.GetArrayFromImage(image).T, lps_affine(image), path), path)
 
 
 def _volume(data: np.ndarray, affine: np.ndarray, path: Path) -> Volume:
-    """Return a checked volume of native byte order, trailing axes of length 1 dropped."""
+    """Return a checked volume of native byte order, axes of length 1 beyond the third dropped."""
     if data.dtype.kind not in "biuf":
         raise _error(path, "one real value a voxel", data.dtype, "Hand in a grey image.")
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
-        raise _error(path, "a 3-D image", f"shape {data.shape}", "Extract one volume first.")
+    data = data.reshape(data.shape[:3]) if data.ndim > 3 and data.size == np.prod(data.shape[:3]) else data
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
         raise _error(path, "finite voxels", f"{bad} of {data.size} NaN or infinite", "Replace them first.")
     try:
         return Volume(data.astype(data.dtype.newbyteorder("="), copy=False), affine)
     except ValueError as error:
-        raise DataError(f"{path}: {error}. Export the image again with its geometry.") from error
+        raise DataError(f"{path}: {error}. Hand in one 3-D volume with its geometry.") from error
 
 
 def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
     """Read a mask drawn on an image.
 
     Args:
-      path: a mask file of any format that `read_image` reads.
+      path: a mask of any format that `read_image` reads.
       like: the image; the mask must lie on its grid.
       label: the value that is femur; None: the one value besides 0.
 
@@ -249,11 +229,13 @@ def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
       bool, on the image's grid; all false where the file holds only zeros.
 
     Raises:
-      DataError: unreadable, another grid, values that are not whole numbers, several labels and none chosen, or the
-        chosen one not there.
+      DataError: unreadable, another grid, values that are not whole numbers, several labels or not the chosen one.
     """
     volume = read_image(path).volume
-    _check_grid(path, volume, like)
+    try:
+        require_same_grid(volume, like.volume)
+    except ValueError as error:
+        raise DataError(f"{path}: not on the grid of {like.path}: {error}. Resample the mask to the image.") from error
     values = np.unique(volume.data)
     broken = values[values != np.round(values)]
     if broken.size:
@@ -271,17 +253,12 @@ def _choose(path: Path, labels: list[int], label: int | None) -> int:
     return labels[0] if label is None else label
 
 
-def _check_grid(path: Path, volume: Volume, like: Image) -> None:
-    """Raise unless a mask has the shape and the affine of its image."""
-    advice = "Resample the mask to the image, or hand in the mask of this image."
-    if volume.shape != like.volume.shape:
-        expected = f"the grid of {like.path}, shape {like.volume.shape}"
-        raise _error(path, expected, f"shape {volume.shape}", advice)
-    distance_mm = corner_distance_mm(volume, like.volume.affine)
-    if distance_mm > GRID_TOLERANCE_MM:
-        own, other = (v.affine[:3].round(4).tolist() for v in (volume, like.volume))
-        received = f"affine {own}, up to {distance_mm:.3g} mm away"
-        raise _error(path, f"the grid of {like.path}, affine {other}", received, advice)
+def check_suffix(path: Path) -> str:
+    """Return the suffix of a file to write; raise a `DataError` where no writable format is known by it."""
+    suffix = image_suffix(path)
+    if suffix not in WRITABLE:
+        raise _error(path, f"a name that ends in {', '.join(WRITABLE)}", path.name, "Choose another name.")
+    return suffix
 
 
 def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
@@ -289,8 +266,7 @@ def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
 
     Args:
       path: its suffix chooses the format: .nii, .nii.gz, .nrrd or .mha.
-      data: on the image's grid; bool and integers in 0..255 are stored as uint8, other integers as int16 or int32,
-        floats as float32.
+      data: on the image's grid; floats are stored as float32, bool and integers in 0..255 as uint8, others as they are.
       like: the image; NIfTI to NIfTI keeps its header.
 
     Raises:
@@ -299,25 +275,15 @@ def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
     """
     if data.shape != like.volume.shape:
         raise ValueError(f"data: expected the image's shape {like.volume.shape}. Received: {data.shape}")
-    suffix = image_suffix(path)
-    if suffix not in WRITABLE:
-        raise _error(path, f"a name that ends in {', '.join(WRITABLE)}", path.name, "Choose another name.")
-    stored = data.astype(_stored_type(data))
-    with files.whole(path) as temporary:
+    suffix = check_suffix(path)
+    small = data.dtype.kind != "f" and data.min() >= 0 and data.max() <= 255
+    stored = data.astype(np.float32 if data.dtype.kind == "f" else np.uint8 if small else data.dtype)
+    with _library(path, "room for an image", "Free space, or write elsewhere."), files.whole(path) as temporary:
         if suffix in NIFTI:
             nibabel.save(_to_nifti(stored, like), temporary)
         else:
-            with _library(path, "to write an image", "Check the space on the disk and the right to write."):
-                sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
-
-
-def _stored_type(data: np.ndarray) -> type[np.number]:
-    """Return the smallest dtype of those that every viewer reads."""
-    if data.dtype.kind == "f":
-        return np.float32
-    lowest, highest = int(data.min()), int(data.max())
-    fitting = (k for k in (np.uint8, np.int16) if np.iinfo(k).min <= lowest and highest <= np.iinfo(k).max)
-    return next(fitting, np.int32)
+            sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
+            sitk.ReadImage(str(temporary))  # on a full disk the writers of ITK cut the file and say nothing
 
 
 def _to_nifti(data: np.ndarray, like: Image) -> nibabel.Nifti1Image:

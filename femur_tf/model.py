@@ -16,6 +16,7 @@ import keras
 from keras import ops
 
 from femur_tf.config import ModelConfig, PatchConfig
+from femur_tf.errors import DataError
 
 
 @keras.saving.register_keras_serializable(package="femur_tf")
@@ -90,14 +91,14 @@ def map_sizes(network: ModelConfig, size: int) -> list[int]:
     """Return the side of the map after each block, for patches of `size` samples.
 
     Raises:
-      ValueError: a block leaves less than 1 x 1.
+      DataError: a block leaves less than 1 x 1.
     """
     sides = []
     side = size
     for number in range(1, len(network.filters) + 1):
         side = (side - network.kernel + 1) // network.pool
         if side < 1:
-            raise ValueError(
+            raise DataError(
                 f"Expected a network that leaves at least 1x1 before Flatten. Received: block {number} of "
                 f"filters={network.filters}, kernel={network.kernel}, pool={network.pool} leaves {side}x{side} "
                 f"of a {size}x{size} patch. Use fewer blocks, a smaller kernel or a smaller pool."
@@ -134,7 +135,7 @@ def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
       A model (N, size, size, channels) uint8 -> (N, 1) float32, the probability that the centre is bone.
 
     Raises:
-      ValueError: the blocks leave less than 1 x 1 of a patch.
+      DataError: the blocks leave less than 1 x 1 of a patch.
     """
     map_sizes(network, rule.size)
     model = keras.Sequential(name="femur_tf")

@@ -210,6 +210,11 @@ def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return labels
 
 
+def count_parts(mask: np.ndarray) -> int:
+    """Return the number of 26-connected clusters of a mask."""
+    return int(ndimage.label(mask, _ANY_NEIGHBOUR)[1])
+
+
 def _middle_mm(x_mm: np.ndarray) -> float:
     """Return the x above which bone is the patient's right femur."""
     low, high = float(x_mm.min()), float(x_mm.max())

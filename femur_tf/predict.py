@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
+from keras import ops
 
 from femur_tf import command
 from femur_tf.config import PatchConfig
@@ -58,7 +59,7 @@ def _sums(network: DenseNetwork, planes: list[np.ndarray], scale: int, box: Box)
         view = result.transpose(*axes, 3)  # (n, a, b, units)
         count = max(1, MAP_BYTES // (4 * network.width * images[0].size))
         for start in range(0, len(images), count):
-            view[start : start + count] += np.asarray(network.tower(images[start : start + count], tower))
+            view[start : start + count] += ops.convert_to_numpy(network.tower(images[start : start + count], tower))
     return result
 
 
@@ -90,7 +91,7 @@ def _dense_map(network: DenseNetwork, grid: np.ndarray) -> np.ndarray:
                 total += coarse[scale][np.ix_(*index)]
             else:
                 total += _sums(network, planes, scale, box)
-        result[where] = np.asarray(network.head(total))
+        result[where] = ops.convert_to_numpy(network.head(total))
     return result
 
 

@@ -90,8 +90,7 @@ def read_plan(work: Path) -> Plan:
     path = plan_path(work)
     if not path.exists():
         raise DataError(
-            f"{path}: expected a plan, found none. "
-            f"Run first: python -m data_prep.plan {work} --images DIR --masks DIR"
+            f"{path}: expected a plan, found none. Run first: python -m data_prep.plan {work} --images DIR --masks DIR"
         )
     values = files.read_json(path)
     version = values.get("format_version") if isinstance(values, dict) else None

@@ -54,6 +54,17 @@ def _change(values: dict[str, Any], assignment: str) -> None:
         target[last] = text
 
 
+def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]:
+    """Return the settings of the config file or of the preset, as nested dictionaries."""
+    if arguments.config:
+        values = files.read_json(arguments.config)
+        found = config.from_dict(config.RunConfig, values, str(arguments.config))
+        return config.to_dict(found if "data" in values else dataclasses.replace(found, data=data))
+    preset = config.PRESETS[arguments.preset]
+    patch = dataclasses.replace(data.patch, scales_mm=preset.scales_mm)
+    return config.to_dict(config.RunConfig(dataclasses.replace(data, patch=patch), preset.model, preset.train))
+
+
 def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunConfig:
     """Return the settings of the run that the arguments ask for.
 
@@ -66,23 +77,14 @@ def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunCo
     """
     if arguments.epochs is not None and arguments.minutes is not None:
         raise DataError("Expected --epochs or --minutes. Received: both. Leave one out.")
-    if arguments.config:
-        values = files.read_json(arguments.config)
-        source = str(arguments.config)
-        patch = data.patch
-    else:
-        preset = config.PRESETS[arguments.preset]
-        values = {"model": config.to_dict(preset.model), "train": config.to_dict(preset.train)}
-        source = "--set"
-        patch = dataclasses.replace(data.patch, scales_mm=preset.scales_mm)
-    values["data"] = values.get("data") or config.to_dict(dataclasses.replace(data, patch=patch))
+    values = _start(arguments, data)
     for assignment in arguments.set:
         _change(values, assignment)
     if arguments.epochs is not None:
         values["train"]["epochs"] = arguments.epochs
     if arguments.mixed_precision:
         values["train"]["mixed_precision"] = True
-    return config.from_dict(config.RunConfig, values, source)
+    return config.from_dict(config.RunConfig, values, "--set")
 
 
 def main(arguments: TrainArguments) -> None:
@@ -91,11 +93,9 @@ def main(arguments: TrainArguments) -> None:
     manifest = records.read_manifest(folder)
     chosen = settings(arguments, manifest.data)
     run = study.run_path(arguments.work, arguments.run or arguments.preset)
-    if arguments.overwrite:
-        files.remove(run)
     from femur_tf import training
 
-    state = training.train(folder, run, chosen, minutes=arguments.minutes)
+    state = training.train(folder, run, chosen, minutes=arguments.minutes, overwrite=arguments.overwrite)
     names = ("loss", "val_loss", "val_auc", "val_dice")
     rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
     command.table(f"Run {run}", ("epoch", "minutes", *names), rows)

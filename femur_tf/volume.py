@@ -25,8 +25,8 @@ SPACING_TOLERANCE = 0.01
 """Spacings that differ by at most this share of the wanted one count as equal."""
 SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
-GRID_TOLERANCE_VOXELS = 1e-3
-"""Grids whose corner voxels lie at most this share of a voxel apart are the same grid."""
+GRID_TOLERANCE_MM = 1e-3
+"""Grids of one shape are the same where no corner voxel is further apart than this."""
 N4_SHRINK = 4
 """The bias field is fitted on every fourth voxel of an axis."""
 N4_SAMPLES = 8
@@ -149,8 +149,7 @@ def from_working(data: np.ndarray, working_affine: np.ndarray, like: Volume) -> 
       Where the two grids agree the values are only reordered.
     """
     source = canonical(like)
-    nearest_mm = GRID_TOLERANCE_VOXELS * min(like.spacing_mm)
-    if data.shape == source.shape and corner_distance_mm(source, working_affine) <= nearest_mm:
+    if data.shape == source.shape and _corner_distance_mm(source, working_affine) <= GRID_TOLERANCE_MM:
         return np.ascontiguousarray(_reorder(data, like), dtype=np.float32)
     return _interpolate(data, np.linalg.inv(working_affine) @ like.affine, like.shape)
 
@@ -161,7 +160,17 @@ def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:
     return np.asarray(orientations.apply_orientation(data, orientation))
 
 
-def corner_distance_mm(volume: Volume, affine: np.ndarray) -> float:
+def require_same_grid(volume: Volume, like: Volume) -> None:
+    """Raise a `ValueError` unless two volumes have one shape and, to 1e-3 mm (bound included), the same corners."""
+    if volume.shape != like.shape:
+        raise ValueError(f"shape: expected {like.shape}. Received: {volume.shape}")
+    distance_mm = _corner_distance_mm(volume, like.affine)
+    if distance_mm > GRID_TOLERANCE_MM:
+        own, other = (v.affine[:3].round(4).tolist() for v in (volume, like))
+        raise ValueError(f"affine: expected {other}. Received: {own}, up to {distance_mm:.3g} mm away")
+
+
+def _corner_distance_mm(volume: Volume, affine: np.ndarray) -> float:
     """Return how far in mm the corner voxels of `volume` lie, at most, from where `affine` puts them."""
     corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.shape], (1,))))  # (8, 4)
     return float(np.linalg.norm(corners @ (affine - volume.affine).T, axis=1).max())
@@ -206,8 +215,8 @@ def _to_sitk(data: np.ndarray) -> sitk.Image:
 
 
 def _from_sitk(image: sitk.Image) -> np.ndarray:
-    """Return an image as (X, Y, Z), C order."""
-    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T)
+    """Return an image as (X, Y, Z), C order; a copy, as a view would outlive the image."""
+    return np.array(sitk.GetArrayViewFromImage(image).T, order="C")
 
 
 def to_lps(volume: Volume) -> sitk.Image:
@@ -258,18 +267,19 @@ def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: fl
 def correct_bias(volume: Volume) -> Volume:
     """Divide a volume by its slowly varying brightness (N4; Tustison et al. 2010).
 
-    The field is fitted to the voxels above the mean, on every fourth voxel of an axis
-    that is long enough, and applied at full resolution.
+    The field is fitted to the voxels above half the mean, which leaves out air and keeps
+    muscle, on every fourth voxel of an axis that is long enough, and applied at full
+    resolution.
 
     Args:
       volume: (X, Y, Z), any axis order; intensities of MR, where 0 is no signal.
 
     Returns:
-      float32 on the same grid; unchanged where no voxel stands out, as in a constant image.
+      float32 on the same grid; unchanged where those voxels are none or all alike.
     """
     data = volume.data.astype(np.float32)
-    foreground = data > max(float(data.mean(dtype=np.float64)), 0.0)
-    if not foreground.any():
+    foreground = data > max(float(data.mean(dtype=np.float64)) / 2, 0.0)
+    if np.unique(data[foreground]).size < 2:
         return Volume(data, volume.affine)
     return Volume(data / np.exp(_log_field(data, foreground, volume.spacing_mm)), volume.affine)
 

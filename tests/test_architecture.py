@@ -15,12 +15,12 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 ROWS = (
-    {"errors", "config", "files"},
+    {"errors", "config", "config_json", "files"},
     {"volume", "patches", "postprocess", "metrics", "phantom", "solids", "command"},
     {"image_io", "records", "study"},
     {"dataset", "model", "dense", "crf"},
-    {"training", "predict", "export", "recipe"},
-    {"train", "segment", "evaluate", "report", "client", "demo", "review"},
+    {"training", "callbacks", "predict", "export", "recipe"},
+    {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""
 

@@ -168,7 +168,7 @@ def test_an_existing_plan_is_kept_without_overwrite(cohort: Path) -> None:
 
 def test_an_earlier_plan_that_cannot_be_read_is_told_with_the_way_out(cohort: Path) -> None:
     files.write_text(study.plan_path(cohort / "work"), "{")
-    with pytest.raises(DataError, match="expected JSON.*--new-split"):
+    with pytest.raises(DataError, match=r"expected JSON.*--new-split"):
         _plan(cohort, overwrite=True)
     assert len(_plan(cohort, overwrite=True, new_split=True).cases) == 6
 

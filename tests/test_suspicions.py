@@ -1,6 +1,7 @@
 """Suspicions: one odd case among ordinary ones, for each rule and on each side of its limit."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -52,8 +53,7 @@ def test_an_ordinary_case_is_not_suspicious() -> None:
 def test_an_odd_case_is_named_with_the_reason(changes: dict[str, object], kind: str, words: str) -> None:
     found = _found(**changes)
     assert [name for name, _ in found] == [kind]
-    with pytest.raises(ValueError, match=words):
-        raise ValueError(found[0][1])
+    assert re.search(words, found[0][1])
 
 
 @pytest.mark.parametrize(

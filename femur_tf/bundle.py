@@ -1,0 +1,142 @@
+"""A trained model with all that is needed to use it, in one folder.
+
+A run folder (`work/runs/NAME`) and a version of a saved model
+(`saved_models/NAME/VERSION/assets.extra`) hold the same three files: `model.keras`,
+`config.json` (what it was made with) and `recipe.json` (how its probabilities become
+a mask).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from femur_tf import config, files, predict, study, volume
+from femur_tf.errors import DataError
+
+MODEL, CONFIG, RECIPE = "model.keras", "config.json", "recipe.json"
+EXTRA = "assets.extra"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenRecipe:
+    """What `recipe.json` holds: the recipe, and the validation numbers that chose it."""
+
+    recipe: config.RecipeConfig
+    method: str
+    """How the first cut-off was chosen: dice, youden or specificity."""
+    cases: tuple[str, ...]
+    """The validation cases."""
+    auc: float
+    """Area under the ROC curve over all their voxels."""
+    raw_dice: float
+    """Mean Dice of the first cut-off alone."""
+    dice: float
+    """Mean Dice of the recipe."""
+    format_version: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model in memory."""
+
+    folder: Path
+    model: keras.Sequential
+    settings: config.RunConfig
+    chosen: ChosenRecipe | None
+    """None until `femur_tf.evaluate` has chosen a recipe."""
+
+    @property
+    def recipe(self) -> config.RecipeConfig:
+        """The recipe to use.
+
+        Raises:
+          DataError: none has been chosen.
+        """
+        if self.chosen is None:
+            raise DataError(
+                f"{self.folder / RECIPE}: expected a recipe, found none. Choose one on the validation cases first: "
+                "python -m femur_tf.evaluate WORK --run NAME"
+            )
+        return self.chosen.recipe
+
+
+def versions(folder: Path) -> list[Path]:
+    """Return the version folders of a saved model, lowest number first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def find(folder: Path) -> Path:
+    """Return the folder that holds `model.keras`: a run, a version of a saved model, or its highest version.
+
+    Raises:
+      DataError: there is none.
+    """
+    places = [folder, folder / EXTRA, *(version / EXTRA for version in reversed(versions(folder)))]
+    for place in places:
+        if (place / MODEL).is_file():
+            return place
+    found = "no such folder" if not folder.exists() else "a folder without one"
+    raise DataError(
+        f"{folder}: expected a model: a run folder (work/runs/NAME) or a saved model (saved_models/NAME), with "
+        f"{MODEL} in it. Received: {found}."
+    )
+
+
+def _check_version(path: Path) -> None:
+    """Raise unless the JSON file at `path` has the format version of this package."""
+    values = files.read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != 1:
+        raise DataError(
+            f"{path}: expected format_version 1. Received: {version!r}. Use the version of femur_tf that made it, "
+            "or train again."
+        )
+
+
+def load(folder: Path) -> Bundle:
+    """Load the model in `folder`.
+
+    Args:
+      folder: a run folder, a version of a saved model, or a saved model, whose highest version is taken.
+
+    Raises:
+      DataError: there is no model, its files are damaged, or they have another format version.
+    """
+    place = find(folder)
+    for name in (CONFIG, RECIPE):
+        if (place / name).exists():
+            _check_version(place / name)
+    settings = config.load(config.RunConfig, place / CONFIG)
+    chosen = config.load(ChosenRecipe, place / RECIPE) if (place / RECIPE).exists() else None
+    try:
+        model = keras.saving.load_model(place / MODEL, compile=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
+    return Bundle(place, model, settings, chosen)
+
+
+def working_map(bundle: Bundle, image: volume.Volume) -> volume.Volume:
+    """Return the probability of bone on the working grid.
+
+    Args:
+      bundle: the model.
+      image: (X, Y, Z) on its own grid.
+
+    Returns:
+      float16 in [0, 1] on the working grid.
+    """
+    working = study.prepare(image, bundle.settings.data)
+    found = predict.probability_map(bundle.model, working.data, bundle.settings.data.patch)
+    return volume.Volume(found, working.affine)
+
+
+def to_own_grid(probability: volume.Volume, image: volume.Volume) -> np.ndarray:
+    """Return a working-grid map, interpolated linearly, as float32 on the image's own grid."""
+    return volume.from_working(probability.data.astype(np.float32), probability.affine, image)

@@ -1,0 +1,190 @@
+"""What happens around the epochs of a run: the clock, the learning rate, the progress shown, the checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import time
+from pathlib import Path
+
+import keras
+
+from femur_tf import command, config, files
+
+FINAL_SHARE = 0.01
+"""Of the learning rate, reached at the end of a cosine schedule."""
+
+
+@dataclasses.dataclass
+class State:
+    """What a resumed run needs beside the model: saved with every checkpoint."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    seconds: float = 0.0
+    """Training time so far, as `Clock` counts it."""
+    best_loss: float = math.inf
+    waited: int = 0
+    """Epochs since the validation loss was lowest."""
+    finished: bool = False
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+def has_gpu() -> bool:
+    """Return whether TensorFlow sees a GPU."""
+    return bool(keras.distribution.list_devices("gpu"))
+
+
+class Clock:
+    """Training time: seconds on the wall with a GPU, else CPU seconds of this process over the cores it may use.
+
+    On a shared machine the CPU count is the same whatever else runs, so that a training of so many minutes is the
+    same work.
+    """
+
+    def __init__(self, before: float) -> None:
+        """Start at `before` seconds."""
+        self.before = before
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.on_gpu = has_gpu()
+        self.start = self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() if self.on_gpu else time.process_time() / self.cores
+
+    def seconds(self) -> float:
+        """Return the training time so far."""
+        return self.before + self._now() - self.start
+
+
+def learning_rate(settings: config.TrainConfig, share: float) -> float:
+    """Return the learning rate when `share`, in [0, 1], of the run is done."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return settings.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * falling)
+
+
+class Progress(keras.callbacks.Callback):
+    """Sets the learning rate by progress, ends the run when the minutes are used, shows the time left.
+
+    Train under `with progress.display`, which is also closed when training is interrupted.
+    """
+
+    def __init__(self, settings: config.TrainConfig, state: State, steps: int, minutes: float | None) -> None:
+        """Keep the settings.
+
+        Args:
+          settings: schedule, learning rate, epochs.
+          state: of the run; its history is written by `Checkpoint`.
+          steps: batches an epoch.
+          minutes: training time to use; None: as many epochs as the settings say.
+        """
+        super().__init__()
+        self.settings, self.state, self.steps, self.minutes = settings, state, steps, minutes
+        self.epoch = state.epoch
+        self.display = command.progress(percent=True)
+        self.bar = self.display.add_task("training", total=100)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Start the clock."""
+        self.clock = Clock(self.state.seconds)
+
+    def share(self, batch: int) -> float:
+        """Return how much of the run is done, in [0, 1]."""
+        if self.minutes is not None:
+            return min(1.0, self.clock.seconds() / (60 * self.minutes))
+        return (self.epoch + batch / self.steps) / self.settings.epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Note the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Set the learning rate."""
+        self.model.optimizer.learning_rate = learning_rate(self.settings, self.share(batch))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Move the bar; stop when the minutes are used."""
+        share = self.share(batch + 1)
+        if batch % 10 == 0 or share >= 1:
+            loss = (logs or {}).get("loss", math.nan)
+            text = f"epoch {self.epoch + 1}, step {batch + 1}/{self.steps}, loss {loss:.4f}"
+            self.display.update(self.bar, completed=100 * share, description=text)
+        if self.minutes is not None and share >= 1:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Print the epoch's line."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        self.display.console.print(f"epoch {epoch + 1}: {values}  ({self.clock.seconds() / 60:.1f} min)")
+
+
+def checkpoint_path(folder: Path, epoch: int) -> Path:
+    """Return the checkpoint folder after `epoch` epochs."""
+    return folder / "checkpoint" / f"epoch-{epoch:04d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoint").glob("epoch-*"))
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Writes the checkpoint, the history and the best model at each epoch's end, each file whole."""
+
+    def __init__(self, folder: Path, state: State, progress: Progress, stopping: keras.callbacks.EarlyStopping) -> None:
+        """Keep what is saved.
+
+        Args:
+          folder: the run folder.
+          state: of the run, changed in place.
+          progress: holds the clock.
+          stopping: its counters are restored at the start; list it, as all that may stop the run, before this
+            callback.
+        """
+        super().__init__()
+        self.folder, self.state, self.progress, self.stopping = folder, state, progress, stopping
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Hand the counters of the interrupted run to `EarlyStopping`, which has just reset them."""
+        self.stopping.wait = self.state.waited
+        if math.isfinite(self.state.best_loss):
+            self.stopping.best = self.state.best_loss
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Save; the checkpoint last, so that a run killed before it does the epoch again."""
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self._note(epoch, values)
+        if not self.state.waited:
+            with files.whole(self.folder / "model.keras") as temporary:
+                self.model.save(temporary)
+        files.write_text(self.folder / "history.csv", _csv(self.state.history))
+        with files.whole(checkpoint_path(self.folder, self.state.epoch)) as temporary:
+            temporary.mkdir()
+            self.model.save(temporary / "model.keras")
+            files.write_json(temporary / "state.json", dataclasses.asdict(self.state))
+        for old in checkpoints(self.folder)[:-1]:
+            files.remove(old)
+
+    def _note(self, epoch: int, values: dict[str, float]) -> None:
+        """Bring the state to the end of an epoch."""
+        state = self.state
+        state.epoch, state.seconds = epoch + 1, self.progress.clock.seconds()
+        state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
+        state.best_loss = min(state.best_loss, values["val_loss"])
+        state.finished = bool(self.model.stop_training) or state.epoch >= self.params["epochs"]
+        rate = float(self.model.optimizer.learning_rate)
+        state.history.append({"epoch": epoch + 1, "seconds": state.seconds, "learning_rate": rate, **values})
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    """Return rows with equal keys as CSV text."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,201 @@
+"""Command: choose the recipe on validation cases; score any part of the study against its reference masks."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from femur_tf import command, config, files, metrics, postprocess, recipe, report, study
+from femur_tf.errors import DataError
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArguments:
+    """Choose cut-off and recipe on the validation cases, or score a run on the test cases.
+
+    Example: python -m femur_tf.evaluate work/ --run default && python -m femur_tf.evaluate work/ --part test
+
+    Every score is against the untouched reference mask, on its own grid.
+    """
+
+    work: command.Work
+    run: str = "default"
+    """Name of the run."""
+    part: Literal["validation", "test"] = "validation"
+    """`validation` chooses and saves the recipe; `test` only measures, with the recipe saved before."""
+    cutoff: recipe.Method | None = None
+    """How the ROC gives the cut-off: largest Dice (the default), Youden's index, or --specificity."""
+    specificity: float = 0.99
+    """Least specificity, with --cutoff specificity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseScore:
+    """One row of the table."""
+
+    case: str
+    dice: float
+    ppv: float
+    sensitivity: float
+    specificity: float
+    surface_mm: float
+    """Average symmetric surface distance."""
+    hausdorff95_mm: float
+    volume_cm3: float
+    reference_cm3: float
+
+
+def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> CaseScore:
+    """Score one mask.
+
+    Args:
+      name: of the case.
+      mask: (X, Y, Z) bool.
+      reference: the same shape.
+      spacing_mm: of both.
+    """
+    distances = metrics.surface_distances(mask, reference, spacing_mm=spacing_mm)
+    cm3 = float(np.prod(spacing_mm)) / 1000
+    return CaseScore(
+        name,
+        metrics.dice(mask, reference),
+        metrics.ppv(mask, reference),
+        metrics.sensitivity(mask, reference),
+        metrics.specificity(mask, reference),
+        distances.mean_mm,
+        distances.hausdorff95_mm,
+        mask.sum() * cm3,
+        reference.sum() * cm3,
+    )
+
+
+def _sample(bundle: Bundle, plan: study.Plan, case: study.Case) -> tuple[study.LoadedCase, recipe.Sample]:
+    """Return a case with its probability map, computed once for a model and kept beside it."""
+    from femur_tf import bundle as bundles
+    from femur_tf import predict
+    from femur_tf.volume import Volume
+
+    loaded = study.load_case(plan, case)
+    model = files.sha256(bundle.folder / bundles.MODEL)[:12]
+    path = bundle.folder / "maps" / model / f"{case.name}.npy"
+    if not path.exists():
+        command.say(f"{case.name}: {' x '.join(map(str, loaded.working.shape))} voxels")
+        found = predict.probability_map(bundle.model, loaded.working.data, bundle.settings.data.patch)
+        with files.whole(path) as temporary:
+            np.save(temporary, found)
+    map_ = Volume(np.load(path), loaded.working.affine)
+    own = bundles.to_own_grid(map_, loaded.image.volume)
+    return loaded, recipe.Sample(own, loaded.reference, loaded.image.volume.spacing_mm)
+
+
+def _mean_row(scores: list[CaseScore]) -> list[str]:
+    """Return the table's last row: mean and standard deviation of each column, over the cases that have a value."""
+    columns = np.array([dataclasses.astuple(s)[1:] for s in scores], float)
+    known = [column[np.isfinite(column)] for column in columns.T]
+    return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
+
+
+def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:
+    """Write the scores as CSV and JSON."""
+    names = [field.name for field in dataclasses.fields(CaseScore)]
+    with files.whole(folder / f"{part}.csv") as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(dataclasses.astuple(s) for s in scores)
+    files.write_json(folder / f"{part}.json", {**summary, "cases": [dataclasses.asdict(s) for s in scores]})
+
+
+def _choose(
+    bundle: Bundle, names: list[str], samples: list[recipe.Sample], arguments: EvaluateArguments
+) -> config.RecipeConfig:
+    """Choose the recipe and save it in the run folder."""
+    from femur_tf import bundle as bundles
+
+    method = arguments.cutoff or "dice"
+    choice = recipe.choose(samples, method=method, specificity=arguments.specificity)
+    chosen = bundles.ChosenRecipe(choice.recipe, method, tuple(names), choice.auc, choice.raw_dice, choice.dice)
+    files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
+    command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
+    return choice.recipe
+
+
+def _show_steps(samples: list[recipe.Sample], chosen: config.RecipeConfig) -> None:
+    """Print the mean Dice after each step."""
+    effects = [postprocess.step_effects(s.probability, chosen, s.reference, s.spacing_mm) for s in samples]
+    raw = recipe.mean_dice(samples, dataclasses.replace(chosen, steps=()))
+    rows: list[tuple[object, ...]] = [("cut-off", f"{chosen.cutoff:.4f}", raw)]
+    for index, step in enumerate(chosen.steps):
+        rows.append((step.name, f"{step.value:g}", float(np.mean([effect[index][2] for effect in effects]))))
+    command.table("Recipe: mean Dice after each step", ("step", "value", "Dice"), rows)
+
+
+def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
+    """Score one part of a study; on validation cases choose the recipe first.
+
+    Returns:
+      One score a case, in the plan's order.
+
+    Raises:
+      DataError: no plan, no run, no case of that part; a choice asked for on test cases; no recipe chosen yet.
+    """
+    if arguments.part == "test" and arguments.cutoff:
+        raise DataError(
+            "Expected no choice on test cases. Received: --cutoff with --part test. Choose on validation cases: "
+            f"python -m femur_tf.evaluate {arguments.work} --run {arguments.run} --cutoff {arguments.cutoff}"
+        )
+    plan = study.read_plan(arguments.work)
+    cases = plan.part(arguments.part)
+    if not cases:
+        raise DataError(f"{study.plan_path(arguments.work)}: expected {arguments.part} cases. Received: none.")
+    run = study.run_path(arguments.work, arguments.run)
+    if not (run / "model.keras").exists():
+        raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
+    from femur_tf import bundle as bundles
+
+    bundle = bundles.load(run)
+    chosen = bundle.recipe if arguments.part == "test" else None
+    pairs = [_sample(bundle, plan, case) for case in cases]
+    samples = [sample for _, sample in pairs]
+    if chosen is None:
+        chosen = _choose(bundle, [case.name for case in cases], samples, arguments)
+    masks = [postprocess.apply(s.probability, chosen, spacing_mm=s.spacing_mm) for s in samples]
+    scores = [
+        score(case.name, mask, s.reference, s.spacing_mm) for case, mask, s in zip(cases, masks, samples, strict=True)
+    ]
+    _show_steps(samples, chosen)
+    counts = recipe.count_voxels(samples)
+    folder = arguments.work / "reports" / arguments.run
+    summary = {
+        "run": arguments.run,
+        "part": arguments.part,
+        "auc": metrics.auc(counts),
+        "recipe": config.to_dict(chosen),
+    }
+    _save(folder, arguments.part, scores, summary)
+    page = report.Page(f"{arguments.run}: {arguments.part} cases")
+    page.add_table([field.name for field in dataclasses.fields(CaseScore)], [dataclasses.astuple(s) for s in scores])
+    page.add_roc(metrics.curve(counts), metrics.auc(counts), chosen.cutoff)
+    for (loaded, sample), mask in zip(pairs, masks, strict=True):
+        page.add_case(loaded.case.name, loaded.image.volume, mask, sample.reference)
+    page.write(folder / f"{arguments.part}.html")
+    return scores
+
+
+def main(arguments: EvaluateArguments) -> None:
+    """Evaluate, and print one table."""
+    scores = evaluate(arguments)
+    header = ("case", "Dice", "PPV", "sensitivity", "specificity", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
+    rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
+    command.table(f"Run {arguments.run}, {arguments.part} cases", header, [*rows, _mean_row(scores)])
+    command.say(f"Report: {arguments.work / 'reports' / arguments.run / (arguments.part + '.html')}")
+
+
+if __name__ == "__main__":
+    command.run(main, EvaluateArguments)

@@ -1,0 +1,132 @@
+"""Command: run folder -> SavedModel version that TensorFlow Serving takes and `segment` runs from.
+
+    saved_models/NAME/VERSION/               the SavedModel, signature `serving_default`
+    saved_models/NAME/VERSION/assets.extra/  model.keras, config.json, recipe.json, model_card.md
+
+A version is written under a temporary name and renamed, so that a server that polls
+the folder never sees half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from femur_tf import command, config, files, study
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+
+CARD = "model_card.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """Export a trained run as the next version of a saved model.
+
+    Example: python -m femur_tf.export work/ --run default --to saved_models/femur
+    """
+
+    work: command.Work
+    to: Path
+    """Folder of the saved model; the version is a number below it."""
+    run: str = "default"
+    """Name of the run."""
+    card: Path | None = None
+    """Markdown file to use as the model card, in place of the one made from the settings."""
+
+
+def write_saved_model(bundle: Bundle, folder: Path) -> None:
+    """Write the SavedModel with its named signature.
+
+    `tf.saved_model.save` of a Keras model loads in Python and fails in the C++ runtime, so `ExportArchive` is used.
+
+    Args:
+      bundle: the model.
+      folder: where to; must not exist.
+    """
+    import keras
+    import tensorflow as tf
+
+    archive = keras.export.ExportArchive()
+    archive.track(bundle.model)
+    patch = bundle.settings.data.patch
+    spec = tf.TensorSpec((None, patch.size, patch.size, patch.channels), tf.uint8, name="patches")
+    model = bundle.model
+    archive.add_endpoint("serving_default", lambda patches: {"probability": model(patches)}, [spec])
+    archive.write_out(str(folder), verbose=False)
+
+
+def model_card(bundle: Bundle, name: str) -> str:
+    """Return a model card in Markdown, made from the settings and the validation numbers."""
+    chosen = bundle.chosen
+    patch = bundle.settings.data.patch
+    lines = [
+        f"# Model card: {name}",
+        "",
+        "Segments the proximal femur in MR volumes with a per-voxel triplanar network (femur_tf).",
+        "",
+        "Intended use: research. Not for diagnosis.",
+        "",
+        f"- working spacing: {' x '.join(f'{s:g}' for s in patch.spacing_mm)} mm (right, anterior, superior)",
+        f"- patches: {patch.size} x {patch.size} samples, steps {patch.steps} voxels, axial, coronal and sagittal",
+    ]
+    if chosen:
+        lines += [
+            f"- validation cases: {', '.join(chosen.cases)}",
+            f"- validation: voxel AUC {chosen.auc:.4f}, mean Dice {chosen.dice:.3f}",
+            f"- mean Dice of the cut-off alone: {chosen.raw_dice:.3f}",
+            f"- cut-off: {chosen.recipe.cutoff:.4f}",
+        ]
+    settings = json.dumps(config.to_dict(bundle.settings), indent=2)
+    return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
+
+
+def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
+    """Write a bundle as the next version of a saved model.
+
+    Args:
+      bundle: the model; a recipe must have been chosen.
+      to: folder of the saved model.
+      card: the model card; made from the settings by default.
+
+    Returns:
+      The version's folder.
+
+    Raises:
+      DataError: the bundle has no recipe.
+    """
+    from femur_tf import bundle as bundles
+
+    recipe = bundle.recipe
+    command.say(f"Cut-off {recipe.cutoff:.4f}, {len(recipe.steps)} steps")
+    found = bundles.versions(to)
+    version = to / str(int(found[-1].name) + 1 if found else 1)
+    with files.whole(version) as temporary:
+        write_saved_model(bundle, temporary)
+        extra = temporary / bundles.EXTRA
+        extra.mkdir()
+        for name in (bundles.MODEL, bundles.CONFIG, bundles.RECIPE):
+            shutil.copyfile(bundle.folder / name, extra / name)
+        (extra / CARD).write_text(card or model_card(bundle, to.name))
+    return version
+
+
+def main(arguments: ExportArguments) -> None:
+    """Export, and say how to use it."""
+    from femur_tf import bundle as bundles
+
+    card = arguments.card.read_text() if arguments.card else None
+    bundle = bundles.load(study.run_path(arguments.work, arguments.run))
+    version = export(bundle, arguments.to, card=card)
+    size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    rows = [(str(path.relative_to(version)), path.stat().st_size // 1000) for path in sorted(version.rglob("*.*"))]
+    command.table(f"{version} ({size / 1e6:.1f} MB)", ("file", "kB"), rows)
+    command.say(f"Next: python -m femur_tf.segment IMAGE MASK --model {arguments.to}")
+
+
+if __name__ == "__main__":
+    command.run(main, ExportArguments)

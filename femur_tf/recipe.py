@@ -1,0 +1,128 @@
+"""Choosing the post-processing recipe on validation cases.
+
+The cut-off comes from the ROC over all voxels of the validation cases. Then each
+step of the recipe is tried with other values, one step at a time, and a change is
+kept only where the mean Dice grows; last, cut-offs near the first are tried with the
+steps in place. The map and the reference are those of the image's own grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from femur_tf import command, metrics, postprocess
+from femur_tf.config import RecipeConfig, Step
+
+Method = Literal["dice", "youden", "specificity"]
+
+GAIN = 1e-3
+"""Smallest gain of mean Dice for which a step's value is changed: less is chance, with a handful of cases."""
+
+CANDIDATES: dict[str, tuple[float, ...]] = {
+    "opening": (0.0, 1.0, 2.0, 3.0, 4.0),
+    "largest": (0, 1, 2),
+    "fill_holes": (0.0, 1e5),
+    "fill_planes": (0.0, 300.0),
+}
+"""Values tried for each step; 0 leaves the step out. mm, number, mm3, mm2."""
+
+PRIOR = RecipeConfig(
+    steps=(Step("opening", 1.0), Step("largest", 2), Step("fill_holes", 1e5), Step("fill_planes", 0.0))
+)
+"""Where the search starts: two femurs, without cavities."""
+
+CUTOFF_STEPS = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A validation case: what was predicted, and what is true."""
+
+    probability: np.ndarray
+    """float32 (X, Y, Z), on the image's own grid."""
+    reference: np.ndarray
+    """bool, the same shape."""
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The recipe chosen, and what it gives on the validation cases."""
+
+    recipe: RecipeConfig
+    auc: float
+    raw_dice: float
+    dice: float
+
+
+def count_voxels(samples: Sequence[Sample]) -> metrics.VoxelCounts:
+    """Count the voxels of all samples by probability and class."""
+    counts = metrics.VoxelCounts()
+    for sample in samples:
+        counts.add(sample.probability.astype(np.float16), sample.reference)
+    return counts
+
+
+def first_cutoff(counts: metrics.VoxelCounts, method: Method, specificity: float) -> float:
+    """Return the cut-off that the ROC gives."""
+    if method == "youden":
+        return metrics.youden(counts)
+    if method == "specificity":
+        return metrics.at_specificity(counts, specificity)
+    return metrics.best_dice(counts)
+
+
+def mean_dice(samples: Sequence[Sample], recipe: RecipeConfig) -> float:
+    """Return the mean Dice of a recipe."""
+    scores = [
+        metrics.dice(postprocess.apply(s.probability, recipe, spacing_mm=s.spacing_mm), s.reference) for s in samples
+    ]
+    return float(np.mean(scores))
+
+
+def _with_step(recipe: RecipeConfig, index: int, value: float) -> RecipeConfig:
+    """Return the recipe with another value for one step."""
+    steps = list(recipe.steps)
+    steps[index] = Step(steps[index].name, value)
+    return dataclasses.replace(recipe, steps=tuple(steps))
+
+
+def _without_idle_steps(recipe: RecipeConfig) -> RecipeConfig:
+    """Return the recipe without the steps of value 0, which stand for "left out"."""
+    return dataclasses.replace(recipe, steps=tuple(step for step in recipe.steps if step.value > 0))
+
+
+def choose(samples: Sequence[Sample], *, method: Method = "dice", specificity: float = 0.99) -> Choice:
+    """Choose a recipe on validation cases.
+
+    Args:
+      samples: the cases.
+      method: how the cut-off is taken from the ROC: largest Dice, Youden's index, or a specificity. Only with
+        "dice" are cut-offs near it tried again with the steps in place.
+      specificity: least specificity, for that method.
+
+    Raises:
+      ValueError: no sample holds bone, or the specificity cannot be reached.
+    """
+    counts = count_voxels(samples)
+    cutoff = first_cutoff(counts, method, specificity)
+    raw = mean_dice(samples, RecipeConfig(cutoff, ()))
+    best = dataclasses.replace(PRIOR, cutoff=cutoff)
+    score = mean_dice(samples, _without_idle_steps(best))
+    trials = [(i, value) for i, step in enumerate(PRIOR.steps) for value in CANDIDATES[step.name]]
+    for index, value in command.track(trials, "recipe"):
+        trial = _with_step(best, index, value)
+        found = mean_dice(samples, _without_idle_steps(trial))
+        if found > score + GAIN:
+            best, score = trial, found
+    best = _without_idle_steps(best)
+    for shift in CUTOFF_STEPS if method == "dice" else ():
+        trial = dataclasses.replace(best, cutoff=float(np.clip(cutoff + shift, 0.01, 0.99)))
+        found = mean_dice(samples, trial)
+        if found > score + GAIN:
+            best, score = trial, found
+    return Choice(best, metrics.auc(counts), raw, score)

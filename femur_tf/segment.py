@@ -1,0 +1,165 @@
+"""Command: segment the femur in a scan, a DICOM folder or a folder of scans."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from femur_tf import command, files, image_io, postprocess, volume
+from femur_tf.errors import DataError
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+
+SPACING_RATIO = 1.5
+"""A scan whose spacing differs from the model's by more, along any axis, is warned about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentArguments:
+    """Segment the proximal femur in MR scans.
+
+    Example: python -m femur_tf.segment scan.nii.gz mask.nii.gz --model saved_models/femur
+
+    The mask lies on the scan's own grid. Of a folder of scans every one is segmented; those whose mask exists are
+    passed over, so that an interrupted run goes on. Research use, not diagnosis.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional]
+    """A NIfTI, NRRD or MetaImage file, a DICOM folder, or a folder of any of these."""
+    mask: Annotated[Path, tyro.conf.Positional]
+    """The file to write (its suffix chooses the format), or the folder to write NAME.nii.gz files to."""
+    model: Path
+    """A saved model (saved_models/NAME) or a run folder (work/runs/NAME)."""
+    probability: Path | None = None
+    """Also write the probability map, float32: a file, or a folder for a folder of scans."""
+    sides: bool = False
+    """Label the patient's left femur 1 and the right one 2, instead of both 1."""
+    overwrite: bool = False
+    """Replace masks that exist."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One scan to segment, and what to write."""
+
+    name: str
+    image: Path
+    mask: Path
+    probability: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One row of the table at the end."""
+
+    name: str
+    volume_cm3: float
+    parts: int
+    mask: Path
+
+
+def jobs(arguments: SegmentArguments) -> tuple[list[Job], bool]:
+    """Return the scans to segment, and whether they come from a folder of scans.
+
+    Raises:
+      DataError: no such file or folder, or a folder without scans.
+    """
+    source = arguments.image
+    if not source.exists():
+        raise DataError(f"{source}: expected a scan or a folder of scans. Received: no such file or folder.")
+    if not source.is_dir() or image_io.is_dicom_folder(source):
+        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability)], False
+    found = image_io.list_images(source)
+    if not found:
+        raise DataError(f"{source}: expected scans in the folder. Received: none that can be read.")
+    maps = arguments.probability
+    return [
+        Job(name, path, arguments.mask / f"{name}.nii.gz", maps / f"{name}.nii.gz" if maps else None)
+        for name, path in found.items()
+    ], True
+
+
+def _announce_resampling(job: Job, image: image_io.Image, spacing_mm: tuple[float, float, float]) -> None:
+    """Say what is resampled; warn where the scan's spacing is far from the model's."""
+    own = volume.canonical(image.volume).spacing_mm
+    if volume.spacings_agree(own, spacing_mm):
+        return
+    text = " x ".join(f"{s:.3g}" for s in own) + " mm is resampled to " + " x ".join(f"{s:.3g}" for s in spacing_mm)
+    ratios = [max(a / b, b / a) for a, b in zip(own, spacing_mm, strict=True)]
+    if max(ratios) > SPACING_RATIO:
+        command.warn(f"{job.image}: spacing {text} mm, far from what the model was trained on. Check the mask.")
+    else:
+        command.say(f"{job.name}: spacing {text} mm")
+
+
+def segment(job: Job, bundle: Bundle, *, sides: bool) -> Result:
+    """Segment one scan and write its mask.
+
+    Args:
+      job: what to read and write.
+      bundle: the model.
+      sides: label left 1 and right 2.
+
+    Raises:
+      DataError: the scan cannot be used, or the model has no recipe.
+    """
+    from femur_tf import bundle as bundles
+
+    recipe = bundle.recipe
+    image = image_io.read_image(job.image)
+    _announce_resampling(job, image, bundle.settings.data.patch.spacing_mm)
+    own = bundles.to_own_grid(bundles.working_map(bundle, image.volume), image.volume)
+    mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
+    labels = postprocess.sides(mask, image.volume.affine) if sides else mask
+    if job.probability:
+        image_io.write_image(job.probability, own, like=image)
+    image_io.write_image(job.mask, labels, like=image)
+    cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
+    return Result(job.name, cm3, postprocess.count_parts(mask), job.mask)
+
+
+def _outputs(job: Job) -> Iterator[Path]:
+    """Yield the files a job writes."""
+    yield job.mask
+    if job.probability:
+        yield job.probability
+
+
+def main(arguments: SegmentArguments) -> int:
+    """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
+    todo, is_folder = jobs(arguments)
+    if is_folder and not arguments.overwrite:
+        done = [job for job in todo if all(path.exists() for path in _outputs(job))]
+        if done:
+            command.say(f"{len(done)} of {len(todo)} scans have a mask and are passed over; --overwrite replaces them.")
+        todo = [job for job in todo if job not in done]
+    for job in todo:
+        for path in _outputs(job):
+            image_io.check_suffix(path)
+            files.refuse_existing(path, overwrite=arguments.overwrite or is_folder)
+    from femur_tf import bundle as bundles
+
+    bundle = bundles.load(arguments.model)
+    results, failed = [], 0
+    for number, job in enumerate(todo, start=1):
+        command.say(f"{job.name} ({number} of {len(todo)})")
+        try:
+            results.append(segment(job, bundle, sides=arguments.sides))
+        except DataError as error:
+            if not is_folder:
+                raise
+            command.fail(str(error))
+            failed += 1
+    rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, r.mask) for r in results]
+    command.table("Femur masks", ("scan", "cm3", "parts", "file"), rows)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    command.run(main, SegmentArguments)

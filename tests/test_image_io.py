@@ -1,0 +1,570 @@
+"""Image files: names and masks by hand, round trips in all formats, a DICOM series, each bad input by its words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from femur_tf.errors import DataError
+from femur_tf.image_io import (
+    Image,
+    case_name,
+    check_suffix,
+    is_dicom_folder,
+    list_images,
+    read_image,
+    read_mask,
+    write_image,
+)
+from femur_tf.volume import Volume
+
+FILE_TOLERANCE_MM = 1e-4
+"""Formats keep an affine in float32 or in decimal text."""
+
+OBLIQUE = np.array([[-0.9, 0.1, 0.4, 120.0], [0.05, 0.2, -5.1, 80.0], [-0.1, -0.88, -0.9, 40.0], [0, 0, 0, 1.0]])
+"""A tilted coronal stack with axis codes L I P; its axes are not quite at right angles."""
+RIGHT_ANGLED = np.array([[-0.8, 0.0, 3.0, 120.0], [0.6, 0.0, 4.0, 80.0], [0.0, -1.5, 0.0, 40.0], [0, 0, 0, 1.0]])
+"""A rotated stack of spacing 1, 1.5 and 5 mm."""
+
+
+def _data(shape=(4, 5, 6)) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+
+
+def _save(path: Path, data: np.ndarray, affine=OBLIQUE) -> Path:
+    nibabel.save(nibabel.Nifti1Image(data, affine), path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path) -> Image:
+    return read_image(_save(tmp_path / "scan.nii.gz", _data()))
+
+
+def _write_slice(path: Path, pixels: np.ndarray, position_mm, *, series: str, number: int) -> None:
+    """Write a (rows, columns) uint16 slice whose columns run to Left and rows to Inferior (a coronal view)."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(number)])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = pydicom.Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+    dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series, "1.2.3"
+    dataset.Modality, dataset.InstanceNumber, dataset.PatientID = "MR", number, "phantom"
+    dataset.ImagePositionPatient = [f"{p:.4f}" for p in position_mm]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]  # LPS
+    dataset.PixelSpacing, dataset.SliceThickness = [0.9, 0.8], 4.0  # between rows, between columns
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def _write_series(folder: Path, *, number: int = 5, series: str = "1.2.3.4", skip: tuple[int, ...] = ()) -> np.ndarray:
+    """Write coronal slices 5.2 mm apart, named against their order; return them as (x, y, z) = (L, I, P)."""
+    folder.mkdir(exist_ok=True)
+    data = _data((4, 6, number)).astype(np.uint16)
+    for k in set(range(number)) - set(skip):
+        position_mm = (-10.0, 20.0 + 5.2 * k, 30.0)  # LPS
+        _write_slice(folder / f"{series}-{90 - k}.dcm", data[:, :, k].T, position_mm, series=series, number=k + 1)
+    return data
+
+
+# By hand
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("hip_01.nii.gz", "hip_01"),
+        ("hip.v2.NII.GZ", "hip.v2"),
+        ("a.nii", "a"),
+        ("a.nrrd", "a"),
+        ("a.mhd", "a"),
+        ("series_3", "series_3"),  # a DICOM folder
+        ("notes.txt", "notes.txt"),
+    ],
+)
+def test_case_name_is_the_name_without_image_suffixes(name, case):
+    assert case_name(Path("folder") / name) == case
+
+
+def test_a_folder_lists_its_cases_by_name(tmp_path):
+    _save(tmp_path / "b.nii.gz", _data())
+    _save(tmp_path / "a.nii", _data())
+    _save(tmp_path / ".hidden.nii", _data())
+    (tmp_path / "README.txt").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    _write_series(tmp_path / "c", number=2)
+    cases = list_images(tmp_path)
+    assert list(cases.items()) == [("a", tmp_path / "a.nii"), ("b", tmp_path / "b.nii.gz"), ("c", tmp_path / "c")]
+
+
+def test_a_nifti_file_gives_its_voxels_affine_and_header(scan):
+    np.testing.assert_array_equal(scan.volume.data, _data())
+    assert scan.volume.data.dtype == np.int16
+    np.testing.assert_allclose(scan.volume.affine, OBLIQUE, atol=FILE_TOLERANCE_MM)
+    assert scan.header is not None
+    assert scan.path.name == "scan.nii.gz"
+
+
+def test_intensity_scale_is_applied(tmp_path):
+    path = _raw_nifti(tmp_path / "a.nii", scl_slope=2.0, scl_inter=10.0)
+    np.testing.assert_array_equal(read_image(path).volume.data, 2.0 * _data((3, 4, 5)) + 10.0)
+
+
+def test_a_fourth_axis_of_one_is_dropped(tmp_path):
+    path = _save(tmp_path / "a.nii", _data((3, 4, 5))[..., None])
+    np.testing.assert_array_equal(read_image(path).volume.data, _data((3, 4, 5)))
+
+
+def test_a_dicom_series_has_the_geometry_of_its_slices(tmp_path):
+    data = _write_series(tmp_path / "series")
+    image = read_image(tmp_path / "series")
+    np.testing.assert_array_equal(image.volume.data, data)
+    assert image.header is None
+    assert image.volume.spacing_mm == pytest.approx((0.8, 0.9, 5.2))
+    expected = np.array([[-0.8, 0, 0, 10], [0, 0, -5.2, -20], [0, -0.9, 0, 30], [0, 0, 0, 1]])  # L I P, in RAS
+    np.testing.assert_allclose(image.volume.affine, expected, atol=FILE_TOLERANCE_MM)
+
+
+@pytest.mark.parametrize(
+    ("values", "label", "expected"),
+    [
+        ([0, 1, 1], None, [False, True, True]),
+        ([0, 7, 0], None, [False, True, False]),
+        ([0, 1, 2], 2, [False, False, True]),
+        ([5, 5, 5], None, [True, True, True]),
+        ([0, 0, 0], None, [False, False, False]),  # an empty mask is for the caller to judge
+        ([0, 0, 0], 1, [False, False, False]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_mask_is_one_label(tmp_path, values, label, expected, dtype):
+    like = read_image(_save(tmp_path / "scan.nii", _data((3, 1, 1))))
+    path = _save(tmp_path / "mask.nii.gz", np.array(values, dtype).reshape(3, 1, 1))
+    mask = read_mask(path, like=like, label=label)
+    assert mask.dtype == bool
+    assert mask[:, 0, 0].tolist() == expected
+
+
+# Properties
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("affine", [OBLIQUE, RIGHT_ANGLED], ids=["oblique", "right-angled"])
+@pytest.mark.parametrize("header", [True, False], ids=["header", "no-header"])
+def test_what_is_written_is_read_again(tmp_path, suffix, affine, header):
+    like = read_image(_save(tmp_path / "scan.nii", _data(), affine))
+    like = like if header else Image(like.volume, like.path)
+    probability = np.linspace(0, 1, 120, dtype=np.float32).reshape(4, 5, 6)
+    path = tmp_path / "deep" / f"out{suffix}"
+    write_image(path, probability, like=like)
+    result = read_image(path)
+    np.testing.assert_array_equal(result.volume.data, probability)
+    np.testing.assert_allclose(result.volume.affine, affine, atol=FILE_TOLERANCE_MM)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing temporary is left
+    np.testing.assert_array_equal(read_mask(_mask_of(tmp_path, path, like), like=like, label=None), probability > 0.5)
+
+
+def _mask_of(tmp_path: Path, path: Path, like: Image) -> Path:
+    """Write the mask of a probability file in the same format."""
+    mask = tmp_path / f"mask{path.name.removeprefix('out')}"
+    write_image(mask, read_image(path).volume.data > 0.5, like=like)
+    return mask
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(
+    suffix=st.sampled_from([".nii", ".nrrd", ".mha"]),
+    shape=st.tuples(*[st.integers(1, 5)] * 3),
+    dtype=st.sampled_from([bool, np.uint8, np.int16, np.int64, np.float16, np.float32]),
+)
+def test_any_shape_and_dtype_is_read_again(tmp_path, suffix, shape, dtype):
+    like = Image(Volume(np.zeros(shape), RIGHT_ANGLED), Path("scan"))
+    data = (np.arange(np.prod(shape)) % 2).astype(dtype).reshape(shape)
+    write_image(tmp_path / f"a{suffix}", data, like=like)
+    result = read_image(tmp_path / f"a{suffix}").volume
+    np.testing.assert_array_equal(result.data, data)
+    assert result.data.dtype == (np.float32 if np.issubdtype(dtype, np.floating) else np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_formats_of_two_files_are_read(tmp_path, suffix):
+    image = sitk.GetImageFromArray(_data().T.copy())
+    image.SetSpacing([1.0, 2.0, 3.0])
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    result = read_image(tmp_path / f"a{suffix}").volume
+    np.testing.assert_array_equal(result.data, _data())
+    np.testing.assert_allclose(result.affine, np.diag([-1.0, -2.0, 3.0, 1.0]), atol=1e-12)
+    assert list(list_images(tmp_path)) == ["a"]  # the file of voxels is no case of its own
+
+
+def test_a_nifti_result_keeps_the_header_of_its_scan(tmp_path):
+    source = nibabel.Nifti1Image(_data(), RIGHT_ANGLED)
+    source.set_sform(RIGHT_ANGLED, code="mni")
+    source.set_qform(RIGHT_ANGLED, code="scanner")
+    source.header.set_xyzt_units("mm", "sec")
+    source.header["descrip"] = b"T1 TSE"
+    source.header["cal_max"] = 900
+    source.header.set_slope_inter(3.0, 7.0)
+    nibabel.save(source, tmp_path / "scan.nii.gz")
+    scan = read_image(tmp_path / "scan.nii.gz")
+    write_image(tmp_path / "mask.nii.gz", scan.volume.data > 60, like=scan)
+    written, original = (nibabel.load(tmp_path / name) for name in ("mask.nii.gz", "scan.nii.gz"))
+    for field in ("pixdim", "qform_code", "sform_code", "xyzt_units", "descrip", "quatern_b", "srow_x", "qoffset_x"):
+        np.testing.assert_array_equal(written.header[field], original.header[field])
+    np.testing.assert_array_equal(written.affine, original.affine)
+    assert written.get_data_dtype() == np.uint8
+    assert written.dataobj.slope == 1 and written.dataobj.inter == 0
+    assert written.header["cal_max"] == 0
+    assert scan.header["descrip"] == b"T1 TSE" and scan.header.get_data_dtype() == np.int16  # its own is untouched
+
+
+@pytest.mark.parametrize("code", ["sform", "qform"])
+def test_a_scan_with_one_form_gets_results_with_that_form(tmp_path, code):
+    source = nibabel.Nifti1Image(_data(), RIGHT_ANGLED)
+    source.set_sform(RIGHT_ANGLED, code=1 if code == "sform" else 0)
+    source.set_qform(RIGHT_ANGLED, code=1 if code == "qform" else 0)
+    nibabel.save(source, tmp_path / "scan.nii")
+    scan = read_image(tmp_path / "scan.nii")
+    write_image(tmp_path / "mask.nii", scan.volume.data > 60, like=scan)
+    header = nibabel.load(tmp_path / "mask.nii").header
+    assert (header["sform_code"] > 0, header["qform_code"] > 0) == (code == "sform", code == "qform")
+    read_mask(tmp_path / "mask.nii", like=scan, label=None)  # on the same grid
+
+
+def test_nifti_2_stays_nifti_2(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(_data(), OBLIQUE), tmp_path / "scan.nii")
+    scan = read_image(tmp_path / "scan.nii")
+    write_image(tmp_path / "mask.nii", scan.volume.data > 60, like=scan)
+    assert isinstance(nibabel.load(tmp_path / "mask.nii"), nibabel.Nifti2Image)
+
+
+def test_big_endian_files_come_in_native_order(tmp_path):
+    image = nibabel.Nifti1Image(_data(), OBLIQUE, nibabel.Nifti1Header(endianness=">"))
+    nibabel.save(image, tmp_path / "a.nii")
+    result = read_image(tmp_path / "a.nii").volume.data
+    assert result.dtype.isnative
+    np.testing.assert_array_equal(result, _data())
+
+
+# Oracles
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii"])
+def test_simpleitk_finds_each_voxel_where_we_wrote_it(tmp_path, suffix):
+    like = Image(Volume(_data(), RIGHT_ANGLED), Path("scan"))
+    write_image(tmp_path / f"a{suffix}", _data() + 300, like=like)
+    image = sitk.ReadImage(str(tmp_path / f"a{suffix}"))
+    assert image.GetPixel(1, 2, 3) == _data()[1, 2, 3] + 300
+    left, posterior, superior = image.TransformIndexToPhysicalPoint((1, 2, 3))
+    expected = (RIGHT_ANGLED @ [1, 2, 3, 1])[:3]
+    assert (-left, -posterior, superior) == pytest.approx(tuple(expected), abs=FILE_TOLERANCE_MM)
+
+
+def test_simpleitk_and_nibabel_agree_on_a_dicom_series(tmp_path):
+    _write_series(tmp_path / "series")
+    scan = read_image(tmp_path / "series")
+    write_image(tmp_path / "a.nii.gz", scan.volume.data, like=scan)
+    result = nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(result.affine, scan.volume.affine, atol=FILE_TOLERANCE_MM)
+    assert result.header["qform_code"] == result.header["sform_code"] == 1
+    assert result.header.get_xyzt_units()[0] == "mm"
+
+
+def test_real_scans_and_masks_share_their_grids(hip_mri):
+    images, masks = list_images(hip_mri / "images"), list_images(hip_mri / "masks")
+    assert images and list(images) == list(masks)
+    name = next(iter(images))
+    scan = read_image(images[name])
+    share = read_mask(masks[name], like=scan, label=None).mean()
+    assert 0.001 < share < 0.05
+
+
+# Errors
+
+
+def _cut(source: Path, path: Path) -> Path:
+    """Write the first half of a file."""
+    content = source.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_a_truncated_file_is_refused(tmp_path, suffix, rng):
+    data = rng.integers(0, 1000, (12, 12, 12)).astype(np.int16)
+    write_image(tmp_path / f"a{suffix}", data, like=Image(Volume(data, OBLIQUE), Path("scan")))
+    path = _cut(tmp_path / f"a{suffix}", tmp_path / f"cut{suffix}")
+    with pytest.raises(DataError, match=rf"cut{suffix}: expected a whole image. Received: .* cut short"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("content", [b"", b"not an image" * 99], ids=["empty", "text"])
+def test_a_file_that_only_has_the_name_of_an_image_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: expected a whole image. Received: .* not an image"):
+        read_image(tmp_path / name)
+
+
+def test_damage_within_a_compressed_file_is_refused(tmp_path, rng):
+    path = _save(tmp_path / "a.nii.gz", rng.integers(0, 1000, (20, 20, 20)).astype(np.int16))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="expected a whole image"):
+        read_image(path)
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"no\.nii: expected an image file or a DICOM folder. Received: nothing there"):
+        read_image(tmp_path / "no.nii")
+
+
+def test_another_file_is_refused_with_the_formats_known(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"png")
+    with pytest.raises(DataError, match=r"expected \.nii, \.nii\.gz, .* or a DICOM folder\. Received: another file"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_single_dicom_file_points_to_its_folder(tmp_path):
+    _write_series(tmp_path, number=1)
+    with pytest.raises(DataError, match="hand in the folder"):
+        read_image(next(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_four_axes_are_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(sitk.Image([3, 4, 5, 2], sitk.sitkInt16), str(path))
+    with pytest.raises(DataError, match=rf"a{suffix}: .*expected a 3-D array.*\(3, 4, 5, 2\).*Hand in one 3-D volume"):
+        read_image(path)
+
+
+def test_two_axes_are_refused(tmp_path):
+    sitk.WriteImage(sitk.Image([3, 4], sitk.sitkInt16), str(tmp_path / "a.mha"))
+    with pytest.raises(DataError, match=r"expected a 3-D image .* Received: shape \(3, 4\)"):
+        read_image(tmp_path / "a.mha")
+    with pytest.raises(DataError, match=r"expected a 3-D array .* shape=\(3, 4\)"):
+        read_image(_save(tmp_path / "a.nii", np.zeros((3, 4), np.int16)))
+
+
+def test_colours_and_complex_values_are_refused(tmp_path):
+    sitk.WriteImage(sitk.Image([3, 4, 5], sitk.sitkVectorUInt8, 3), str(tmp_path / "a.nrrd"))
+    with pytest.raises(DataError, match=r"Received: shape .* 3 values a voxel"):
+        read_image(tmp_path / "a.nrrd")
+    with pytest.raises(DataError, match=r"expected one real value a voxel\. Received: complex64"):
+        read_image(_save(tmp_path / "a.nii", np.zeros((3, 4, 5), np.complex64)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_voxels_that_are_not_finite_are_counted(tmp_path, bad, suffix):
+    data = np.ones((3, 4, 5), np.float32)
+    data[0, 0, :2] = bad
+    write_image(tmp_path / f"a{suffix}", data, like=Image(Volume(data, OBLIQUE), Path("scan")))
+    with pytest.raises(DataError, match=r"expected finite voxels\. Received: 2 of 60 NaN or infinite"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+def _raw_nifti(path: Path, **fields) -> Path:
+    """Write a NIfTI file with header fields as they are, unchecked."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((3, 4, 5))
+    header.set_data_dtype(np.int16)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["pixdim"][1:4] = fields.pop("spacing", (1, 1, 1))
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + bytes(4) + _data((3, 4, 5)).tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"spacing": (1, 1, 0)}, r"expected non-zero voxel spacing. Received: \[1.0, 1.0, 0.0\] mm"),
+        ({"spacing": (1, np.nan, 1)}, "expected non-zero voxel spacing"),
+        ({"sform_code": 1, "srow_x": [1, 0, 0, 0], "srow_y": [0, 1, 0, 0]}, "three axes of non-zero spacing"),
+        ({"sform_code": 1, "srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0], "srow_z": [0, 0, 1, 0]}, "span space"),
+        ({"xyzt_units": 1}, "expected lengths in mm. Received: meter"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_nifti_file_without_proper_geometry_is_refused(tmp_path, fields, message):
+    with pytest.raises(DataError, match=message):
+        read_image(_raw_nifti(tmp_path / "a.nii", **fields))
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": b"no slice"}, {".hidden": b"\0" * 128 + b"DICM"}])
+def test_a_folder_without_dicom_is_refused(tmp_path, content):
+    for name, values in content.items():
+        (tmp_path / name).write_bytes(values)
+    with pytest.raises(DataError, match=r"expected one DICOM series\. Received: no DICOM file in it"):
+        read_image(tmp_path)
+
+
+def test_two_series_in_a_folder_are_named(tmp_path):
+    _write_series(tmp_path / "both", series="1.2.3.4")
+    _write_series(tmp_path / "both", series="1.2.3.5")
+    with pytest.raises(
+        DataError, match=r"Received: 2 series \(1\.2\.3\.4.*, 1\.2\.3\.5.*\).*slices of just one series"
+    ):
+        read_image(tmp_path / "both")
+
+
+def test_a_missing_slice_is_noticed(tmp_path):
+    _write_series(tmp_path / "series", number=6, skip=(2,))
+    with pytest.raises(
+        DataError, match=r"expected evenly spaced slices. Received: 10\.400 mm from .*, 5\.200 mm usual"
+    ):
+        read_image(tmp_path / "series")
+
+
+def test_a_doubled_slice_is_noticed(tmp_path):
+    _write_series(tmp_path / "series")
+    pixels = np.zeros((6, 4), np.uint16)
+    _write_slice(tmp_path / "series" / "again.dcm", pixels, (-10.0, 30.4, 30.0), series="1.2.3.4", number=9)
+    with pytest.raises(DataError, match=r"expected evenly spaced slices\. Received: .* again\.dcm"):
+        read_image(tmp_path / "series")
+
+
+def test_slices_of_unequal_size_are_refused(tmp_path):
+    _write_series(tmp_path / "series")
+    pixels = np.zeros((9, 9), np.uint16)
+    _write_slice(tmp_path / "series" / "other.dcm", pixels, (-10.0, 46.0, 30.0), series="1.2.3.4", number=9)
+    with pytest.raises(DataError, match="series: expected a whole image"):
+        read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "message"),
+    [
+        ((4, 5, 7), 0.0, r"shape: expected \(4, 5, 6\). Received: \(4, 5, 7\)"),
+        ((4, 5, 6), 0.01, r"affine: expected .* up to 0\.01 mm away"),
+    ],
+)
+def test_a_mask_on_another_grid_is_refused(tmp_path, scan, shape, change, message):
+    affine = OBLIQUE.copy()
+    affine[0, 3] += change
+    path = _save(tmp_path / "mask.nii", np.zeros(shape, np.uint8), affine)
+    with pytest.raises(DataError, match=rf"mask\.nii: not on the grid of .*scan\.nii\.gz: {message}"):
+        read_mask(path, like=scan, label=None)
+
+
+def test_a_mask_turned_like_another_axis_order_is_refused(tmp_path):
+    """Same shape and spacing, so that only the affine tells."""
+    scan = read_image(_save(tmp_path / "scan.nii", _data((4, 4, 4)), np.eye(4)))
+    path = _save(tmp_path / "mask.nii", np.zeros((4, 4, 4), np.uint8), np.diag([-1.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(DataError, match=r"up to 6 mm away.*Resample the mask"):
+        read_mask(path, like=scan, label=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "label", "message"),
+    [
+        ([0, 1, 2], None, r"expected one label besides 0. Received: 1, 2. Pass --label N"),
+        ([0, 1, 2], 3, r"expected label 3. Received: labels 1, 2. Pass --label N"),
+        ([0, 1, 1], 0, r"expected label 0. Received: labels 1"),  # 0 is the background, never the femur
+        ([0, 0.25, 1], None, r"expected whole numbers as labels. Received: 0\.25\. .*not a probability map"),
+        (list(range(30)), None, r"Received: 1, 2, .*, 10, and more\. Pass"),
+    ],
+)
+def test_a_mask_with_other_values_is_refused(tmp_path, values, label, message):
+    like = read_image(_save(tmp_path / "scan.nii", _data((len(values), 1, 1))))
+    path = _save(tmp_path / "mask.nii", np.array(values, np.float32).reshape(-1, 1, 1))
+    with pytest.raises(DataError, match=message):
+        read_mask(path, like=like, label=label)
+
+
+@pytest.mark.parametrize("name", ["out.png", "out", "out.nhdr", "out.mhd", "out.nii.bz2"])
+def test_an_output_of_another_format_is_refused(tmp_path, scan, name):
+    with pytest.raises(DataError, match=r"expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha. Received: out"):
+        write_image(tmp_path / name, scan.volume.data, like=scan)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_suffix_to_write_is_checked_alone():
+    assert check_suffix(Path("a.NII.GZ")) == ".nii.gz"
+    with pytest.raises(DataError, match=r"a\.png: expected a name that ends in"):
+        check_suffix(Path("a.png"))
+
+
+def test_data_on_another_grid_are_not_written(tmp_path, scan):
+    with pytest.raises(ValueError, match=r"expected the image's shape \(4, 5, 6\). Received: \(4, 5, 5\)"):
+        write_image(tmp_path / "out.nii", np.zeros((4, 5, 5)), like=scan)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_a_full_disk_leaves_the_old_result(tmp_path, scan, suffix, monkeypatch):
+    path = tmp_path / f"out{suffix}"
+    write_image(path, scan.volume.data, like=scan)
+    before = path.read_bytes()
+    (tmp_path / f".partial-{os.getpid()}-out{suffix}").symlink_to("/dev/full")
+    monkeypatch.setattr("femur_tf.files.remove", lambda path: None)  # keeps the full device under the temporary name
+    with pytest.raises(DataError, match=rf"out{suffix}: expected room for an image"):
+        write_image(path, np.random.default_rng(0).normal(size=(4, 5, 6)), like=scan)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_to_list_must_be_one(tmp_path):
+    path = _save(tmp_path / "a.nii", _data())
+    with pytest.raises(DataError, match=r"expected a folder of images\. Received: a file"):
+        list_images(path)
+    with pytest.raises(DataError, match=r"expected a folder of images\. Received: nothing there"):
+        list_images(tmp_path / "no")
+
+
+def test_two_files_of_one_case_are_refused(tmp_path):
+    _save(tmp_path / "a.nii", _data())
+    _save(tmp_path / "a.nii.gz", _data())
+    with pytest.raises(DataError, match=r"a\.nii\.gz: expected one image a case. Received: a\.nii has the same case"):
+        list_images(tmp_path)
+
+
+# Edges
+
+
+def test_a_folder_without_images_lists_none(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert list_images(tmp_path) == {}
+    assert not is_dicom_folder(tmp_path)
+    assert not is_dicom_folder(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_short_series_are_read(tmp_path, number):
+    data = _write_series(tmp_path / "series", number=number)
+    assert is_dicom_folder(tmp_path / "series")
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
+def test_an_existing_result_is_replaced_whole(tmp_path, scan):
+    for value in (1, 2):
+        write_image(tmp_path / "out.nii.gz", np.full((4, 5, 6), value), like=scan)
+    assert np.unique(read_image(tmp_path / "out.nii.gz").volume.data).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 255], np.uint8), (np.array([0, 256], np.int16), np.int16), (np.array([-1, 0], np.int32), np.int32)],
+)
+def test_integers_are_stored_small_where_they_fit(tmp_path, values, expected):
+    like = Image(Volume(np.zeros((2, 1, 1)), np.eye(4)), Path("scan"))
+    write_image(tmp_path / "a.nii", np.reshape(values, (2, 1, 1)), like=like)
+    assert read_image(tmp_path / "a.nii").volume.data.dtype == expected

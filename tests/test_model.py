@@ -1,0 +1,177 @@
+"""The network: its layers by hand, its weights at the start, its way through a file."""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+
+from femur_tf import model
+from femur_tf.config import PRESETS, ModelConfig, PatchConfig
+from femur_tf.errors import DataError
+from femur_tf.model import PlanewiseConv2D
+
+TOLERANCE = 1e-5
+"""Sums of float32 products in another order."""
+RULE = PatchConfig(size=16)
+SMALL = ModelConfig(filters=(4, 6), dense=(5,))
+
+
+def planewise(filters=2, kernel_size=3, towers=3, **options):
+    """Return a built layer on two channels a tower."""
+    layer = PlanewiseConv2D(filters, kernel_size, towers, **options)
+    layer.build((None, 8, 8, 2 * towers))
+    return layer
+
+
+def test_a_planewise_convolution_by_hand():
+    layer = PlanewiseConv2D(1, 1, 2, bias=0.5)
+    layer.build((None, 1, 1, 2))
+    layer.kernel.assign(np.array([2.0, 10.0]).reshape(1, 1, 1, 2))
+    found = layer(np.array([3.0, 4.0], np.float32).reshape(1, 1, 1, 2))
+    assert np.ravel(found).tolist() == [6.5, 40.5]  # a kernel for each tower, 0.5 added to both
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "sides"),
+    [
+        (ModelConfig(filters=(1, 1, 1)), 32, [15, 6, 2]),  # 32 -3+1-> 30 /2-> 15 -> 13 -> 6 -> 4 -> 2
+        (ModelConfig(filters=(1, 1)), 10, [4, 1]),
+        (ModelConfig(filters=(1,), kernel=5, pool=3), 12, [2]),  # 8 / 3, the rest is dropped
+        (ModelConfig(filters=(1,), kernel=1, pool=1), 2, [2]),
+    ],
+)
+def test_map_sizes_by_hand(network, size, sides):
+    assert model.map_sizes(network, size) == sides
+    built = model.build(network, PatchConfig(size=size))
+    pooled = [layer.output.shape[1] for layer in built.layers if isinstance(layer, keras.layers.MaxPooling2D)]
+    assert pooled == sides
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name):
+    preset = PRESETS[name]
+    network = model.build(preset.model, PatchConfig(scales_mm=preset.scales_mm))
+    assert isinstance(network, keras.Sequential)
+    assert network.input_shape == (None, 32, 32, 3 * len(preset.scales_mm))
+    assert network.output_shape == (None, 1)
+    assert network.layers[-1].dtype_policy.compute_dtype == "float32"
+
+
+def test_the_paper_has_seven_layers_and_dropout_after_each_block():
+    network = model.build(PRESETS["paper"].model, PatchConfig())
+    kinds = [type(layer).__name__ for layer in network.layers]
+    counted = [kind for kind in kinds if kind in ("PlanewiseConv2D", "MaxPooling2D", "Dense")]
+    assert counted == ["PlanewiseConv2D", "MaxPooling2D"] * 3 + ["Dense"] * 2
+    assert kinds.count("Dropout") == 5
+    assert {layer.rate for layer in network.layers if isinstance(layer, keras.layers.Dropout)} == {0.5}
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+@hypothesis.given(
+    filters=st.integers(1, 4), kernel=st.integers(1, 3), towers=st.sampled_from([1, 3, 6]), inputs=st.integers(1, 3)
+)
+@hypothesis.settings(max_examples=8)
+def test_a_planewise_convolution_is_a_grouped_convolution(one_by_one, filters, kernel, towers, inputs):
+    images = np.random.default_rng(0).normal(size=(2, 6, 5, towers * inputs)).astype(np.float32)
+    layer = PlanewiseConv2D(filters, kernel, towers, bias=0.3)
+    oracle = keras.layers.Conv2D(towers * filters, kernel, groups=towers)
+    layer.build(images.shape)
+    oracle.build(images.shape)
+    oracle.set_weights([layer.kernel.numpy(), layer.bias.numpy()])
+    layer.one_by_one = one_by_one
+    found = layer(images)
+    np.testing.assert_allclose(found, oracle(images), rtol=0, atol=TOLERANCE)
+    assert layer.compute_output_shape(images.shape) == found.shape
+
+
+def test_towers_do_not_see_each_other(rng):
+    layer = planewise()
+    images = rng.normal(size=(1, 8, 8, 6)).astype(np.float32)
+    changed = images.copy()
+    changed[..., 2:4] += 1  # the second tower
+    differs = (np.asarray(layer(images)) != np.asarray(layer(changed))).any(axis=(0, 1, 2))
+    assert differs.tolist() == [False, False, True, True, False, False]
+
+
+def test_biases_start_at_the_stated_value():
+    network = model.build(SMALL, RULE)
+    biases = [weight for weight in network.weights if weight.name == "bias"]
+    assert len(biases) == 4
+    for bias in biases:
+        np.testing.assert_allclose(bias, 0.10, rtol=1e-6)
+
+
+def test_kernels_start_within_the_glorot_limit_of_one_tower():
+    layer = planewise(filters=64, towers=3)
+    limit = math.sqrt(6 / (9 * 2 + 9 * 64))  # fans of one tower, not of all
+    largest = np.abs(layer.kernel.numpy()).max()
+    assert 0.99 * limit < largest <= limit
+
+
+def test_l2_is_the_sum_of_squares_of_every_kernel():
+    network = model.build(ModelConfig(filters=(4,), dense=(5,), l2=0.01), RULE)
+    kernels = [weight.numpy() for weight in network.weights if weight.name == "kernel"]
+    assert len(kernels) == 3
+    assert float(sum(network.losses)) == pytest.approx(0.01 * sum((kernel**2).sum() for kernel in kernels), rel=1e-5)
+
+
+def test_without_l2_nothing_is_penalised():
+    assert model.build(ModelConfig(filters=(4,), dense=(5,), l2=0.0), RULE).losses == []
+
+
+def test_early_fusion_mixes_all_channels_with_as_many_filters():
+    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), fusion="early"), RULE)
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.kernel.shape for layer in convolutions] == [(3, 3, 3, 12), (3, 3, 12, 18)]
+
+
+@pytest.mark.parametrize("fusion", ["late", "early"])
+def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion):
+    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), fusion=fusion), RULE)
+    network.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    patch = rng.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(network(patch), loaded(patch))
+    assert loaded.get_config() == network.get_config()
+
+
+def test_a_layer_comes_back_from_its_config():
+    layer = planewise(filters=5, kernel_size=2, bias=0.2, l2=0.1, name="first")
+    again = PlanewiseConv2D.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert (again.filters, again.kernel_size, again.towers, again.initial_bias, again.l2) == (5, 2, 3, 0.2, 0.1)
+    assert again.name == "first"
+
+
+def test_output_is_a_probability(rng):
+    patch = rng.integers(0, 256, (64, 16, 16, 3)).astype(np.uint8)
+    found = np.asarray(model.build(SMALL, RULE)(patch))
+    assert (found.shape, found.dtype) == ((64, 1), np.float32)
+    assert (found > 0).all() and (found < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [
+        (ModelConfig(filters=(8, 8, 8)), 16, r"block 3 of filters=\(8, 8, 8\), kernel=3, pool=2 leaves 0x0"),
+        (ModelConfig(filters=(8,), kernel=9), 8, r"block 1 .* of a 8x8 patch\. Use fewer blocks"),
+    ],
+)
+def test_a_network_too_deep_for_its_patch_is_refused(network, size, message):
+    with pytest.raises(DataError, match=message):
+        model.build(network, PatchConfig(size=size))
+
+
+def test_channels_that_towers_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"divisible by towers=3\. Received: shape=\(None, 8, 8, 4\)"):
+        PlanewiseConv2D(2, 3, 3).build((None, 8, 8, 4))
+
+
+def test_a_network_without_hidden_layers_or_dropout_builds():
+    network = model.build(ModelConfig(filters=(2,), dense=(), dropout_conv=0.3), RULE)
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert kinds.count("Dense") == 1
+    assert kinds.count("Dropout") == 1

@@ -1,0 +1,389 @@
+"""Volumes: axes by hand, all axis orders there and back, resampling against formulas, intensities."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+from nibabel import orientations
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from femur_tf.volume import (
+    Volume,
+    canonical,
+    correct_bias,
+    from_working,
+    lps_affine,
+    normalise,
+    require_same_grid,
+    spacings_agree,
+    to_lps,
+    to_working,
+)
+
+RAMP_TOLERANCE = 1e-3
+"""A ramp of some hundred mm in float32, interpolated: the last digits."""
+INTERPOLATION_TOLERANCE = 1e-4
+"""Two linear interpolations of values up to 1, in float32 and float64."""
+
+AXIS_ORDERS = [
+    "".join(code) for pairs in itertools.permutations(("LR", "PA", "IS")) for code in itertools.product(*pairs)
+]
+spacings = st.tuples(*[st.floats(0.4, 6.0)] * 3)
+shapes = st.tuples(*[st.integers(1, 9)] * 3)
+angles = st.tuples(*[st.floats(-35.0, 35.0)] * 3)
+
+
+def _affine(codes: str = "RAS", spacing_mm=(1.0, 1.0, 1.0), degrees=(0.0, 0.0, 0.0), origin_mm=(-20.0, 30.0, 5.0)):
+    """Return an affine whose array axes point to `codes`, rotated in the patient by `degrees`."""
+    ornt = orientations.axcodes2ornt(codes)  # (3, 2): patient axis, sign
+    linear = np.zeros((3, 3))
+    for column, (row, sign) in enumerate(ornt):
+        linear[int(row), column] = sign * spacing_mm[column]
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ linear
+    affine[:3, 3] = origin_mm
+    return affine
+
+
+def _position_mm(volume: Volume) -> np.ndarray:
+    """Return the RAS position of each voxel centre, (X, Y, Z, 3)."""
+    index = np.stack(np.indices(volume.shape), axis=-1)
+    return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+
+
+def _ramp(shape, affine) -> Volume:
+    """Return a volume that holds a linear function of the position in the patient."""
+    empty = Volume(np.zeros(shape), affine)
+    return Volume(_position_mm(empty) @ [1.0, 2.0, -3.0], affine)
+
+
+def _noise(rng, shape, affine) -> Volume:
+    return Volume(rng.uniform(size=shape).astype(np.float32), affine)
+
+
+# By hand
+
+
+def test_a_volume_knows_its_shape_and_spacing():
+    volume = Volume(np.zeros((2, 3, 4)), _affine("LIP", (0.9, 0.9, 5.2)))
+    assert volume.shape == (2, 3, 4)
+    assert volume.spacing_mm == pytest.approx((0.9, 0.9, 5.2))
+    assert volume.affine.dtype == np.float64
+
+
+def test_canonical_turns_a_flipped_axis_and_moves_the_origin():
+    volume = Volume(np.array([[[1]], [[2]], [[3]]]), np.diag([-2.0, 1.0, 1.0, 1.0]))  # i runs to the left
+    result = canonical(volume)
+    assert result.data.ravel().tolist() == [3, 2, 1]
+    assert result.affine[0].tolist() == [2, 0, 0, -4]  # voxel 3 lies at x = -2 * 2 mm
+
+
+def test_canonical_orders_a_coronal_stack_right_anterior_superior():
+    data = np.arange(24).reshape(2, 3, 4)  # x to the Left, y to Inferior, z to Posterior
+    result = canonical(Volume(data, _affine("LIP", (1.0, 2.0, 3.0))))
+    np.testing.assert_array_equal(result.data, data[::-1, ::-1, ::-1].transpose(0, 2, 1))
+    assert result.spacing_mm == pytest.approx((1.0, 3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "spacing_mm", "wanted_mm", "expected"),
+    [
+        ([0, 1, 2, 3], 2.0, 1.0, [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]),  # 8 mm before and after, the ends held
+        ([0, 2, 4, 6], 1.0, 4 / 3, [1 / 3, 3, 17 / 3]),  # the middle stays: centres at -4/3, 0, 4/3 from 1.5 voxels
+        ([5, 5, 5, 5], 1.0, 4.0, [5]),
+        ([7], 1.0, 10.0, [7]),  # never less than one voxel
+    ],
+)
+def test_one_axis_is_resampled_about_its_middle(values, spacing_mm, wanted_mm, expected):
+    data = np.array(values, np.int16).reshape(-1, 1, 1)
+    volume = Volume(data, np.diag([spacing_mm, 1.0, 1.0, 1.0]))
+    result = to_working(volume, (wanted_mm, 1.0, 1.0))
+    assert result.data[:, 0, 0] == pytest.approx(expected, abs=1e-5)
+    assert result.data.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("wanted_mm", "agrees"),
+    [
+        ((1.0, 1.0, 5.0), True),
+        ((1 / 1.01, 1.0, 5.0), True),  # exactly 1 % of the wanted spacing: the bound is included, to rounding
+        ((1.0, 1.0, 5.049), True),
+        ((1.0, 1.0, 5.06), False),
+        ((1.02, 1.0, 5.0), False),
+    ],
+)
+def test_spacings_within_one_percent_agree(wanted_mm, agrees):
+    slightly_less = np.nextafter(np.array(wanted_mm), 9.0)  # so that rounding cannot decide at the bound
+    assert spacings_agree((1.0, 1.0, 5.0), slightly_less) == agrees
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 50, 100], [0, 128, 255]),  # 127.5 is rounded up
+        ([-100, 0, 100], [0, 128, 255]),
+        ([3, 3, 3], [0, 0, 0]),  # constant
+        ([0, 0, 1], [0, 0, 255]),
+        ([0.1, 0.1, 0.1], [0, 0, 0]),  # constant, though its float mean may differ by rounding
+    ],
+)
+def test_intensities_become_bytes(values, expected):
+    result = normalise(np.array(values).reshape(1, 1, 3), lower_percentile=0, upper_percentile=100)
+    assert result.dtype == np.uint8
+    assert result.ravel().tolist() == expected
+
+
+def test_upper_limit_is_of_the_voxels_above_the_mean():
+    data = np.array([0] * 90 + [100] * 9 + [1000]).reshape(10, 10, 1)  # mean 19: foreground is the last ten
+    result = normalise(data, lower_percentile=0, upper_percentile=50).ravel()
+    assert result[:90].max() == 0
+    assert set(result[90:].tolist()) == {255}  # median of the foreground is 100; all voxels' median would be 0
+
+
+# Properties
+
+
+@pytest.mark.parametrize("codes", AXIS_ORDERS)
+def test_every_axis_order_becomes_canonical_with_voxels_in_place(codes, rng):
+    volume = _ramp((3, 4, 5), _affine(codes, (0.9, 1.7, 5.2), (8.0, -12.0, 5.0)))
+    result = canonical(volume)
+    assert "".join(orientations.aff2axcodes(result.affine)) == "RAS"
+    np.testing.assert_allclose(result.data, _position_mm(result) @ [1.0, 2.0, -3.0], atol=1e-9)
+
+
+@pytest.mark.parametrize("codes", AXIS_ORDERS)
+def test_every_axis_order_comes_back_without_interpolation(codes, rng):
+    volume = _noise(rng, (3, 4, 5), _affine(codes, (0.9, 1.7, 5.2), (8.0, -12.0, 5.0)))
+    working = to_working(volume, canonical(volume).spacing_mm)
+    back = from_working(working.data, working.affine, volume)
+    np.testing.assert_array_equal(back, volume.data)
+    assert back.flags.c_contiguous
+
+
+@pytest.mark.parametrize("codes", AXIS_ORDERS)
+def test_every_axis_order_is_resampled_to_the_right_place(codes):
+    """A ramp in the patient is a fixed point of linear interpolation away from the border, there and back."""
+    volume = _ramp((8, 9, 10), _affine(codes, (0.9, 1.3, 2.2), (8.0, -12.0, 5.0)))
+    working = to_working(volume, (1.1, 1.0, 1.2))
+    inner = (slice(3, -3),) * 3
+    expected = _position_mm(working) @ [1.0, 2.0, -3.0]
+    np.testing.assert_allclose(working.data[inner], expected[inner], atol=RAMP_TOLERANCE)
+    back = from_working(working.data, working.affine, volume)
+    assert back.shape == volume.shape
+    np.testing.assert_allclose(back[inner], volume.data[inner], atol=RAMP_TOLERANCE)
+
+
+@given(shape=shapes, spacing_mm=spacings, wanted_mm=spacings, degrees=angles, codes=st.sampled_from(AXIS_ORDERS))
+def test_field_of_view_keeps_its_middle_and_its_size(shape, spacing_mm, wanted_mm, degrees, codes):
+    volume = Volume(np.zeros(shape, np.uint8), _affine(codes, spacing_mm, degrees))
+    working = to_working(volume, wanted_mm)
+    middle = [v.affine @ [*(np.array(v.shape) - 1) / 2, 1] for v in (volume, working)]
+    np.testing.assert_allclose(middle[0], middle[1], atol=1e-9)
+    source = canonical(volume)
+    if not spacings_agree(source.spacing_mm, wanted_mm):
+        assert working.spacing_mm == pytest.approx(wanted_mm)
+        extent_mm = np.array(source.shape) * source.spacing_mm
+        change_mm = np.array(working.shape) * wanted_mm - extent_mm
+        assert ((np.abs(change_mm) <= 0.5001 * np.array(wanted_mm)) | (np.array(working.shape) == 1)).all()
+
+
+@given(value=st.floats(-1000, 1000, width=32), shape=shapes, wanted_mm=spacings)
+def test_a_constant_stays_constant_through_both_ways(value, shape, wanted_mm):
+    volume = Volume(np.full(shape, value, np.float32), _affine("PSR", (1.0, 2.0, 3.0)))
+    working = to_working(volume, wanted_mm)
+    back = from_working(working.data.astype(np.float32), working.affine, volume)
+    np.testing.assert_allclose(back, value, rtol=1e-5)
+
+
+@given(shape=shapes, wanted_mm=spacings, seed=st.integers(0, 99))
+def test_resampling_stays_in_the_range_of_its_input(shape, wanted_mm, seed):
+    volume = _noise(np.random.default_rng(seed), shape, _affine("LIP", (1.0, 2.0, 3.0)))
+    result = to_working(volume, wanted_mm).data
+    assert volume.data.min() - 1e-6 <= result.min() and result.max() <= volume.data.max() + 1e-6
+
+
+@given(scale=st.floats(0.1, 50), shift=st.floats(-500, 500))
+def test_normalised_bytes_do_not_depend_on_gain_and_offset(scale, shift):
+    data = np.random.default_rng(3).uniform(0, 100, (6, 7, 8))
+    first, second = (normalise(d, lower_percentile=1, upper_percentile=99) for d in (data, data * scale + shift))
+    assert np.abs(first.astype(int) - second).max() <= 1  # a value may sit on the edge of two bytes
+
+
+@given(dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.float32]), lower=st.floats(0, 20))
+def test_normalisation_keeps_the_order_of_intensities(dtype, lower):
+    data = np.random.default_rng(4).uniform(0, 250, (5, 6, 7)).astype(dtype)
+    result = normalise(data, lower_percentile=lower, upper_percentile=99)
+    assert (np.diff(result.ravel()[np.argsort(data, axis=None)].astype(int)) >= 0).all()
+    assert result.min() == 0 and result.max() == 255
+
+
+# Oracles
+
+
+def test_resampling_equals_scipy(rng):
+    volume = _noise(rng, (7, 8, 9), _affine("RAS", (1.0, 1.5, 2.0)))
+    working = to_working(volume, (0.8, 1.9, 1.1))  # no ratio above 1.5: nothing is smoothed
+    index = np.einsum("ij,jxyz->ixyz", np.linalg.inv(volume.affine), _homogeneous(working))[:3]
+    expected = ndimage.map_coordinates(volume.data.astype(float), index, order=1, mode="nearest")
+    np.testing.assert_allclose(working.data, expected, atol=INTERPOLATION_TOLERANCE)
+
+
+def test_return_equals_scipy_on_an_oblique_grid(rng):
+    like = Volume(np.zeros((6, 7, 8)), _affine("PIL", (1.0, 1.5, 4.0), (20.0, -10.0, 15.0)))
+    working = to_working(like, (1.2, 1.2, 1.2))
+    data = rng.uniform(size=working.shape).astype(np.float32)
+    index = np.einsum("ij,jxyz->ixyz", np.linalg.inv(working.affine), _homogeneous(like))[:3]
+    expected = ndimage.map_coordinates(data.astype(float), index, order=1, mode="nearest")
+    np.testing.assert_allclose(from_working(data, working.affine, like), expected, atol=INTERPOLATION_TOLERANCE)
+
+
+def _homogeneous(volume: Volume) -> np.ndarray:
+    """Return positions in mm as (4, X, Y, Z)."""
+    position = np.moveaxis(_position_mm(volume), -1, 0)
+    return np.concatenate([position, np.ones((1, *volume.shape))])
+
+
+def test_lps_agrees_with_simpleitk_on_where_a_voxel_lies():
+    volume = Volume(np.zeros((3, 4, 5), np.uint8), _affine("LIP", (0.9, 1.1, 5.0), (10.0, 20.0, -15.0)))
+    image = to_lps(volume)
+    left, posterior, superior = image.TransformIndexToPhysicalPoint((2, 1, 3))
+    assert (-left, -posterior, superior) == pytest.approx(tuple((volume.affine @ [2, 1, 3, 1])[:3]))
+    np.testing.assert_allclose(lps_affine(image), volume.affine, atol=1e-12)
+
+
+def test_detail_too_fine_for_the_working_grid_is_averaged_away():
+    stripes = np.tile(np.array([0.0, 1.0], np.float32), 20).reshape(40, 1, 1)
+    result = to_working(Volume(stripes, np.eye(4)), (3.0, 1.0, 1.0)).data[2:-2]
+    np.testing.assert_allclose(result, 0.5, atol=0.01)  # without smoothing: 0 or 1, voxel by voxel
+
+
+def test_axes_that_stay_fine_are_not_smoothed(rng):
+    volume = _noise(rng, (12, 4, 12), np.eye(4))
+    result = to_working(volume, (1.0, 1.0, 2.0)).data  # pairs along z only
+    smooth = ndimage.gaussian_filter1d(volume.data, 0.5 * np.sqrt(3), axis=2, mode="nearest")
+    np.testing.assert_allclose(result, (smooth[..., ::2] + smooth[..., 1::2]) / 2, atol=INTERPOLATION_TOLERANCE)
+
+
+def test_bias_field_is_removed(rng):
+    x = np.linspace(-1, 1, 64)[:, None, None]
+    tissue = np.where(ndimage.gaussian_filter(rng.normal(size=(64, 60, 24)), 3) > 0, 200.0, 120.0)
+    tissue[:6] = tissue[-6:] = 0  # air
+    volume = Volume(tissue * np.exp(0.4 * x) + rng.uniform(0, 4, tissue.shape), _affine("LIP", (2.0, 2.0, 5.0)))
+    corrected = correct_bias(volume)
+    for kind in (120, 200):
+        before, after = (v.data[tissue == kind].std() / v.data[tissue == kind].mean() for v in (volume, corrected))
+        assert after < before / 3
+    log_field = np.log(volume.data / corrected.data)[6:-6].mean(axis=(1, 2))
+    assert np.corrcoef(log_field, x[6:-6].ravel())[0, 1] > 0.99
+    assert corrected.data.dtype == np.float32
+    np.testing.assert_array_equal(corrected.affine, volume.affine)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("data", "affine", "message"),
+    [
+        (np.zeros((2, 2)), np.eye(4), "expected a 3-D array"),
+        (np.zeros((2, 2, 2, 2)), np.eye(4), r"Received: shape=\(2, 2, 2, 2\)"),
+        (np.zeros((2, 0, 2)), np.eye(4), "with voxels"),
+        (np.zeros((2, 2, 2)), np.eye(3), "finite \\(4, 4\\) matrix"),
+        (np.zeros((2, 2, 2)), np.full((4, 4), np.nan), "finite \\(4, 4\\) matrix"),
+        (np.zeros((2, 2, 2)), np.diag([1.0, 0.0, 1.0, 1.0]), "non-zero spacing"),
+        (np.zeros((2, 2, 2)), np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "span space"),
+    ],
+)
+def test_what_is_no_volume_is_refused(data, affine, message):
+    with pytest.raises(ValueError, match=message):
+        Volume(data, affine)
+
+
+@pytest.mark.parametrize(
+    "spacing_mm", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (np.inf, 1.0, 1.0), (np.nan,) * 3]
+)
+def test_a_spacing_that_is_no_spacing_is_refused(spacing_mm):
+    with pytest.raises(ValueError, match="expected three lengths above 0 mm"):
+        to_working(Volume(np.zeros((2, 2, 2)), np.eye(4)), spacing_mm)
+
+
+def test_grids_are_compared_by_shape_and_by_their_corners():
+    volume = Volume(np.zeros((5, 5, 5)), np.eye(4))
+    require_same_grid(volume, Volume(np.ones((5, 5, 5)), np.eye(4) + np.diag([1e-4] * 3, k=1)))  # 4 voxels * 1e-4 mm
+    with pytest.raises(ValueError, match=r"shape: expected \(5, 5, 4\). Received: \(5, 5, 5\)"):
+        require_same_grid(volume, Volume(np.zeros((5, 5, 4)), np.eye(4)))
+    with pytest.raises(ValueError, match=r"up to 0\.4 mm away"):
+        require_same_grid(volume, Volume(np.zeros((5, 5, 5)), np.diag([1.1, 1, 1, 1])))
+
+
+# Edges
+
+
+def test_a_resampled_shape_of_one_voxel_works_both_ways():
+    volume = Volume(np.full((1, 1, 1), 9, np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
+    working = to_working(volume, (1.0, 2.0, 30.0))
+    assert working.shape == (5, 2, 1)
+    assert np.unique(working.data).tolist() == [9]
+    assert from_working(working.data, working.affine, volume).tolist() == [[[9]]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, ">i2", np.float64])
+def test_agreeing_grids_keep_the_dtype_and_others_give_float32(dtype):
+    volume = Volume(np.ones((4, 4, 4), dtype), _affine("LIP"))
+    assert to_working(volume, (1.0, 1.005, 0.995)).data.dtype == dtype
+    assert to_working(volume, (2.0, 2.0, 2.0)).data.dtype == np.float32
+
+
+def test_grids_within_one_percent_keep_their_true_affine():
+    volume = Volume(np.ones((4, 4, 4)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(to_working(volume, (1.005, 1.0, 1.0)).affine, volume.affine)
+
+
+def test_a_map_on_a_shifted_grid_is_interpolated_not_reordered():
+    like = Volume(np.zeros((4, 1, 1)), np.eye(4))
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.5
+    result = from_working(np.array([0, 1, 2, 3], np.float32).reshape(4, 1, 1), shifted, like)
+    assert result.ravel() == pytest.approx([0, 0.5, 1.5, 2.5])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (6, 6, 1), (16, 16, 2), (1, 1, 9)])
+def test_thin_volumes_survive_bias_correction(shape, rng):
+    result = correct_bias(Volume(rng.uniform(50, 100, shape), np.eye(4)))
+    assert result.shape == shape
+    assert np.isfinite(result.data).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_bias_correction_leaves_a_constant_image(value):
+    result = correct_bias(Volume(np.full((6, 6, 6), value), np.eye(4)))
+    assert np.unique(result.data).tolist() == [value]
+
+
+def test_bias_correction_leaves_no_hole_where_intensities_are_zero_or_below(rng):
+    data = rng.uniform(50, 100, (12, 12, 12))
+    data[:3] = 0
+    data[3:5] = -1
+    assert np.isfinite(correct_bias(Volume(data, np.eye(4))).data).all()
+
+
+def test_limits_that_leave_no_range_give_zeros():
+    data = np.array([0.0, 0.0, 0.0, 1.0, 5.0]).reshape(5, 1, 1)
+    assert normalise(data, lower_percentile=100, upper_percentile=0).max() == 0
+
+
+def test_normalised_array_is_contiguous_whatever_the_axes(rng):
+    view = rng.uniform(size=(3, 4, 5)).transpose(2, 0, 1)[::-1]
+    assert normalise(view, lower_percentile=1, upper_percentile=99).flags.c_contiguous
+
+
+def test_a_sitk_image_of_four_axes_gives_the_affine_of_three():
+    image = sitk.Image([2, 3, 4, 1], sitk.sitkUInt8)
+    image.SetSpacing([1.0, 2.0, 3.0, 9.0])
+    np.testing.assert_array_equal(lps_affine(image), np.diag([-1.0, -2.0, 3.0, 1.0]))

@@ -1,0 +1,234 @@
+"""Writing records: what a case gives, how a killed command goes on, and the guard of the whole design."""
+
+import concurrent.futures
+import dataclasses
+import os
+import types
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from data_prep import write_records
+from femur_tf import config, files, image_io, model, predict, records, study
+from femur_tf.errors import DataError
+from femur_tf.patches import Cutter
+
+OBLIQUE = np.array([[0.0, -0.6, 1.6, 5.0], [0.0, 0.8, 1.2, -7.0], [-1.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
+"""First axis to inferior, spacing (1, 1, 2) mm, turned by 37 degrees about the patient's long axis."""
+PATCHWISE_TOLERANCE = 1e-6
+"""The same network on the same bytes, in batches of another length."""
+HALF_TOLERANCE = 2**-11
+"""A float16 probability is within half of its last place, 2**-12 at most; the rest is the order of sums."""
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Write cases in threads of this process: starting one would import TensorFlow anew."""
+    monkeypatch.setattr(
+        concurrent.futures,
+        "ProcessPoolExecutor",
+        lambda workers, mp_context: concurrent.futures.ThreadPoolExecutor(workers),
+    )
+    monkeypatch.setattr(write_records, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
+
+
+def examples_of(work, manifest, part="train"):
+    """Return the parsed examples of one part."""
+    folder = study.records_path(work)
+    lines = tiny.serialized(folder, manifest.shards(part))
+    return records.parse(tf.constant(lines), manifest.data.patch, manifest.mode)
+
+
+def times_ns(work):
+    """Return when each shard was written."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted((work / "records/shards").iterdir())}
+
+
+def test_a_case_gives_its_drawn_examples_in_shards(tmp_path):
+    manifest = tiny.write_all(tmp_path)
+    case = manifest.cases[0]
+    assert [shard.count for shard in case.shards] == [tiny.SHARD_EXAMPLES] * 3
+    kinds = {kind: sum(shard.examples[kind] for shard in case.shards) for kind in records.KINDS}
+    assert kinds == {"bone": 31, "near": 32, "far": 27}  # 35 %, 35 % and 30 % of 90, rounded
+    assert all((tmp_path / "records" / shard.file.name).stat().st_size == shard.file.bytes for shard in case.shards)
+
+
+def test_labels_are_those_of_the_mask(tmp_path):
+    manifest = tiny.write_all(tmp_path)
+    example = examples_of(tmp_path, manifest)
+    expected = tiny.ball()[tuple(example["centre"].numpy().T)]
+    np.testing.assert_array_equal(example["label"], expected)
+
+
+def test_no_voxel_is_drawn_twice_from_a_case(tmp_path):
+    example = examples_of(tmp_path, tiny.write_all(tmp_path), "validation")
+    assert len(np.unique(example["centre"], axis=0)) == tiny.SAMPLING.per_case
+
+
+def test_both_modes_draw_the_same_centres(tmp_path):
+    patches = examples_of(tmp_path / "a", tiny.write_all(tmp_path / "a"))
+    index = examples_of(tmp_path / "b", tiny.write_all(tmp_path / "b", mode="index"))
+    np.testing.assert_array_equal(patches["centre"], index["centre"])
+    np.testing.assert_array_equal(patches["label"], index["label"])
+    assert not (tmp_path / "a/records/grids").exists()
+
+
+def test_index_mode_keeps_the_working_grid(tmp_path):
+    manifest = tiny.write_all(tmp_path, mode="index")
+    plan = study.read_plan(tmp_path)
+    grid = np.load(tmp_path / "records" / manifest.cases[0].grid.name)
+    np.testing.assert_array_equal(grid, study.load_case(plan, plan.cases[0]).working.data)
+
+
+def test_a_case_draws_by_the_seed_and_its_own_name():
+    def draw(seed, case):
+        return write_records.case_rng(seed, case).integers(0, 2**60)
+
+    assert draw(1, "hip_01") == draw(1, "hip_01")
+    assert len({draw(1, "hip_01"), draw(2, "hip_01"), draw(1, "hip_02")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("affine", "spacing_mm"),
+    [
+        (None, tiny.SPACING_MM),
+        (OBLIQUE, (2.0, 1.0, 1.0)),  # axes permuted and flipped
+        (OBLIQUE, (1.3, 1.1, 1.2)),  # resampled
+    ],
+    ids=["own grid", "oblique", "resampled"],
+)
+def test_the_patch_that_was_written_is_the_patch_that_inference_reads(tmp_path, affine, spacing_mm):
+    rule = dataclasses.replace(tiny.RULE, spacing_mm=spacing_mm)
+    manifest = tiny.write_all(tmp_path, rule=rule, affine=affine)
+    example = examples_of(tmp_path, manifest, "validation")
+    centres, written = example["centre"].numpy(), example["patch"].numpy()
+
+    # What a new scan goes through: read, prepared by the rule in the manifest, cut or evaluated densely.
+    case = study.read_plan(tmp_path).part("validation")[0]
+    grid = study.prepare(image_io.read_image(Path(case.image)).volume, manifest.data).data
+    np.testing.assert_array_equal(written, Cutter.of(grid, rule).cut(centres, extra=True))
+
+    settings = config.ModelConfig(filters=(3, 4), dense=(5,), pool=2)
+    network = model.build(dataclasses.replace(settings, kernel=2), rule)
+    expected = network.predict(written[:, : rule.size, : rule.size], verbose=0)[:, 0]
+    assert np.ptp(expected) > 100 * HALF_TOLERANCE  # the network tells the patches apart
+    by_patches = predict.by_patches(network, grid, rule, centres)
+    np.testing.assert_allclose(by_patches, expected, rtol=0, atol=PATCHWISE_TOLERANCE)
+    dense = predict.probability_map(network, grid, rule)[tuple(centres.T)]
+    np.testing.assert_allclose(dense, expected, rtol=0, atol=HALF_TOLERANCE)
+
+
+def test_test_cases_get_no_records(tmp_path, in_threads):
+    tiny.write_study(tmp_path)
+    manifest = write_records.write(tmp_path)
+    assert [(case.case, case.part) for case in manifest.cases] == [
+        ("hip_01", "train"),
+        ("hip_02", "train"),
+        ("hip_03", "validation"),
+    ]
+    assert records.read_manifest(tmp_path / "records") == manifest
+    assert records.check(tmp_path / "records") == []
+
+
+def test_a_killed_command_goes_on_with_the_first_unfinished_case(tmp_path, in_threads):
+    tiny.write_study(tmp_path)
+    manifest = write_records.write(tmp_path)
+    before = times_ns(tmp_path)
+    (tmp_path / "records/cases/hip_02.json").unlink()
+    records.manifest_path(tmp_path / "records").unlink()
+    (tmp_path / "records/shards/hip_02-00001-of-00003.tfrecord").unlink()
+    assert write_records.write(tmp_path) == manifest  # the same bytes, too: the digests agree
+    changed = {name for name, time_ns in times_ns(tmp_path).items() if time_ns != before[name]}
+    assert changed == {name for name in before if name.startswith("hip_02")}
+
+
+def test_a_finished_set_is_not_written_again(tmp_path, in_threads):
+    tiny.write_study(tmp_path)
+    manifest = write_records.write(tmp_path)
+    before = times_ns(tmp_path)
+    assert write_records.write(tmp_path) == manifest
+    assert times_ns(tmp_path) == before
+
+
+def test_a_case_added_to_the_plan_leaves_the_others_as_they_are(tmp_path, in_threads):
+    plan = tiny.write_study(tmp_path)
+    fewer = dataclasses.replace(plan, cases=plan.cases[1:])
+    files.write_json(study.plan_path(tmp_path), config.to_dict(fewer))
+    first = write_records.write(tmp_path)
+    before = times_ns(tmp_path)
+    files.write_json(study.plan_path(tmp_path), config.to_dict(plan))
+    assert write_records.write(tmp_path).cases[1:] == first.cases
+    assert before.items() <= times_ns(tmp_path).items()
+
+
+def change_seed(work):
+    """Change the plan of a study: other centres would be drawn."""
+    plan = study.read_plan(work)
+    sampling = dataclasses.replace(plan.data.sampling, seed=1)
+    changed = dataclasses.replace(plan, data=dataclasses.replace(plan.data, sampling=sampling))
+    files.write_json(study.plan_path(work), config.to_dict(changed))
+
+
+def change_mask(work):
+    """Touch a mask, as an edit would."""
+    os.utime(work / "masks/hip_01.nii.gz", ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"), [(change_seed, "patches"), (change_mask, "patches"), (lambda work: None, "index")]
+)
+def test_records_made_from_something_else_are_kept_until_overwritten(tmp_path, in_threads, change, mode):
+    tiny.write_study(tmp_path)
+    write_records.write(tmp_path)
+    before = times_ns(tmp_path)
+    change(tmp_path)
+    with pytest.raises(DataError, match=r"hip_01\.json: expected records of this plan.*--overwrite"):
+        write_records.write(tmp_path, mode=mode)
+    assert times_ns(tmp_path) == before
+    assert records.check(tmp_path / "records") == []
+    manifest = write_records.write(tmp_path, mode=mode, overwrite=True)
+    assert manifest.mode == mode
+    assert records.check(tmp_path / "records") == []
+
+
+def test_the_command_prints_the_counts_of_each_case(tmp_path, in_threads, capsys):
+    tiny.write_study(tmp_path)
+    write_records.main(write_records.WriteArguments(tmp_path, index_only=True, processes=1))
+    shown = capsys.readouterr().out
+    assert "(index)" in shown
+    assert "hip_03" in shown
+    assert f"Next: python -m femur_tf.train {tmp_path}" in shown
+
+
+@pytest.mark.slow
+def test_processes_write_what_one_process_writes(tmp_path):
+    tiny.write_study(tmp_path)
+    plan = study.read_plan(tmp_path)
+    alone = tuple(write_records.write_case(tmp_path, plan, case, "patches") for case in plan.cases[:3])
+    files.remove(tmp_path / "records")
+    assert write_records.write(tmp_path, processes=2).cases == alone
+
+
+def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
+    with pytest.raises(DataError, match=r"Run first: python -m data_prep\.plan"):
+        write_records.write(tmp_path)
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    tiny.write_study(tmp_path)
+    monkeypatch.setattr(write_records.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"GB of free disk for the records of 3 cases\. Received: 0\.0 GB"):
+        write_records.write(tmp_path)
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_mask_without_bone_gives_background_alone(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    empty = np.zeros(tiny.SHAPE, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(empty, np.diag([*tiny.SPACING_MM, 1.0])), plan.cases[0].mask)
+    case = write_records.write_case(tmp_path, plan, plan.cases[0], "patches")
+    assert [shard.examples for shard in case.shards] == [{"bone": 0, "near": 0, "far": 27}]
