@@ -23,6 +23,7 @@ CORE = [
     "SimpleITK~=2.5",
     "tyro~=1.0",
     "rich~=15.0",
+    "psutil~=7.2",
     "cattrs>=26.2,<28",
 ]
 
@@ -42,6 +43,7 @@ EXTRAS = {
         "mypy~=2.4",
         "ruff~=0.17.6",
         "pydicom~=3.0",
+        "types-psutil~=7.2",
     ],
 }
 

@@ -35,6 +35,7 @@ SHAPE = (256, 256, 128)
 """Voxels of the volume: more than a second-level cache holds."""
 CASE = "noise"
 WARM_UP_STEPS = 10
+START_LIMIT_S = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +88,15 @@ def draw(number: int, count: int) -> sampling.Draw:
     return sampling.Draw(rng.integers(0, SHAPE, (count, 3)), label, label.astype(np.uint8), {})
 
 
-def time_cutting(count: int) -> dict[str, float]:
-    """Measure cutting `count` patches."""
-    cutter, centres = Cutter.of(volume(), RULE), draw(0, count).centres
-    cutter.cut(centres[:100])
+def time_cutting(arguments: PipelineArguments) -> dict[str, float]:
+    """Measure cutting, as many patches at a time as a shard holds."""
+    cutter, draws = Cutter.of(volume(), RULE), [draw(n, arguments.examples) for n in range(arguments.shards)]
+    cutter.cut(draws[0].centres)
     timer = Timer()
     with timer.running():
-        cutter.cut(centres)
-    return timer.rates("cut", count)
+        for examples in draws:
+            cutter.cut(examples.centres)
+    return timer.rates("cut", arguments.shards * arguments.examples)
 
 
 class _Worker:
@@ -108,7 +110,7 @@ def _warm_up(started: multiprocessing.synchronize.Barrier) -> None:
     _Worker.cutter = Cutter.of(volume(), RULE)
     with tempfile.TemporaryDirectory() as folder:
         write_records.write_shard(Path(folder) / "first", write_records.encode_all(draw(0, 50), _Worker.cutter, CASE))
-    started.wait()
+    started.wait(START_LIMIT_S)
 
 
 def _write(folder: Path, number: int, arguments: PipelineArguments) -> tuple[records.Shard, float]:
@@ -129,9 +131,9 @@ def time_writing(folder: Path, arguments: PipelineArguments) -> tuple[records.Ma
     started = context.Barrier(arguments.processes + 1)
     timer = Timer()
     with ProcessPoolExecutor(arguments.processes, context, _warm_up, (started,)) as pool:
-        jobs = [pool.submit(time.sleep, 0) for _ in range(arguments.processes)]
-        started.wait()
-        jobs.clear()
+        for _ in range(arguments.processes):
+            pool.submit(time.sleep, 0)  # a process starts when there is something to do
+        started.wait(START_LIMIT_S)
         with timer.running():
             written = [pool.submit(_write, folder, number, arguments) for number in range(arguments.shards)]
             found = [job.result() for job in written]
@@ -147,9 +149,7 @@ def time_reading(folder: Path, manifest: records.Manifest, epochs: int = 2) -> d
 
     batch = config.TrainConfig.batch
     plain = config.AugmentConfig(flip=False, intensity_scale=0, intensity_shift=0, rotation_degrees=0)
-    batches = iter(
-        dataset.batches(folder, manifest, "train", batch=batch, training=plain, epochs=range(1 + epochs)),
-    )
+    batches = iter(dataset.batches(folder, manifest, "train", batch=batch, training=plain, epochs=range(1 + epochs)))
     for _ in range(-(-manifest.count("train") // batch)):
         next(batches)
     timer, count = Timer(), 0
@@ -167,8 +167,7 @@ def time_waiting(folder: Path, manifest: records.Manifest, steps: int) -> dict[s
     network = training.compiled(config.RunConfig(manifest.data, preset.model, preset.train))
     batch, augment = preset.train.batch, preset.train.augment
     epochs = range(1 + (WARM_UP_STEPS + steps) * batch // manifest.count("train"))
-    examples = dataset.batches(folder, manifest, "train", batch=batch, training=augment, epochs=epochs)
-    batches = iter(examples)
+    batches = iter(dataset.batches(folder, manifest, "train", batch=batch, training=augment, epochs=epochs))
     for example in itertools.islice(batches, WARM_UP_STEPS):
         network.train_on_batch(*example)
     waiting, step = Timer(), Timer()
@@ -184,7 +183,7 @@ def measure(arguments: PipelineArguments) -> dict[str, float]:
     """Measure all; the files are removed at the end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = time_cutting(arguments.shards * arguments.examples)
+        result = time_cutting(arguments)
         manifest, written = time_writing(folder, arguments)
         result |= written | time_reading(folder, manifest) | time_waiting(folder, manifest, arguments.steps)
     return result

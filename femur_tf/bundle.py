@@ -9,6 +9,7 @@ a mask).
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import keras
@@ -109,6 +110,8 @@ def load(folder: Path) -> Bundle:
       DataError: there is no model, its files are damaged, or they have another format version.
     """
     place = find(folder)
+    if not (place / CONFIG).exists():
+        raise DataError(f"{place / CONFIG}: expected the settings beside the model, found none. Copy the whole folder.")
     for name in (CONFIG, RECIPE):
         if (place / name).exists():
             _check_version(place / name)
@@ -116,8 +119,8 @@ def load(folder: Path) -> Bundle:
     chosen = config.load(ChosenRecipe, place / RECIPE) if (place / RECIPE).exists() else None
     try:
         model = keras.saving.load_model(place / MODEL, compile=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
     return Bundle(place, model, settings, chosen)
 

@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from femur_tf.errors import DataError
 
@@ -113,7 +114,8 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
       header: a name for each column, with its unit.
       rows: cells, shown by `str`; floats with three decimals.
     """
-    result = Table(title=title, title_justify="left")
+    # A title that is a str is read as markup, whatever `print` is told below.
+    result = Table(title=Text(title), title_justify="left")
     for index, name in enumerate(header):
         result.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:

@@ -255,6 +255,25 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """How a probability map is computed; exact unless `fast`."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the convolutions; bfloat16 is about twice as fast where the processor has it, and coarser."""
+    max_memory: int = 2000
+    """Peak resident memory of the process, in MB (10^6 bytes)."""
+    fast: bool = False
+    """Evaluate every eighth voxel or so first, then only where these leave doubt; the rest keeps the first values."""
+    fast_threshold: float = 0.02
+    """With `fast`: a first probability at or above it, or a neighbour's, leaves doubt."""
+
+    def __post_init__(self) -> None:
+        _require(self.precision in ("float32", "bfloat16"), self, "precision", "'float32' or 'bfloat16'")
+        _require(self.max_memory >= 1, self, "max_memory", "at least 1 MB")
+        _require(0 < self.fast_threshold < 1, self, "fast_threshold", "a probability in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
     """A named pair of network and training settings, with the patch scales they read."""
 

@@ -213,7 +213,7 @@ def batches(
     def finish(number: tf.Tensor, serialized: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = records.parse(serialized, held, manifest.mode)
         patch = example["patch"] if gather is None else gather(example["case"], example["centre"])
-        if len(channels) < held.channels:
+        if channels != list(range(held.channels)):
             patch = tf.gather(patch, channels, axis=-1)
         if training:
             patch = augment(patch, training, rule, tf.stack([epoch + seed * 100_003, number]))

@@ -23,41 +23,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from femur_tf.config import PatchConfig
-from femur_tf.model import PlanewiseConv2D
+from femur_tf.dense_steps import DENSE, Builder, Length, Precision, Step, Strided, length_after
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """[start, stop) along x, y, z."""
-Precision = Literal["float32", "bfloat16"]
-Strided = tuple[bool, bool]
-"""For the rows and the columns of a plane: every stride-th sample only, or all of them."""
-DENSE: Strided = (False, False)
-Apply = Callable[[Any, Sequence[Any], Strided], Any]
-"""(maps (N, A, B, C) of a tower, the tower's parameters, strided) -> maps."""
-
-
-class NotDenseError(ValueError):
-    """The network has a layer without a dense form; predict patch by patch instead."""
-
-
-class Step(NamedTuple):
-    """One step of a tower."""
-
-    apply: Apply
-    is_max: bool = False
-
-
-def _refuse(layer: keras.layers.Layer, reason: str) -> NotDenseError:
-    return NotDenseError(
-        f"Expected a network of late fusion with `valid` convolutions and pooling. Received: layer {layer.name!r} "
-        f"({type(layer).__name__}): {reason}. Train with fusion='late', or predict patch by patch."
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +56,8 @@ class DenseNetwork:
     head_macs: int
     """Multiply-adds of the layers after the first Dense, at one voxel."""
     steps: tuple[Step, ...]
+    lengths: tuple[Length, ...]
+    """What the steps do to the length of an axis."""
     head: Callable[[Any], Any]
     """(..., units) sums over all towers -> (...) float32 probabilities."""
 
@@ -108,19 +86,30 @@ class DenseNetwork:
         compiled: dict[Strided, Callable[..., Any]] = self._compiled_towers  # type: ignore[attr-defined]
         if strided not in compiled:
             compiled[strided] = _compile(lambda images, *weights: self._evaluate(images, weights, strided))
-        return compiled[strided](planes, *self.parameters[tower])
+        short = [self._short(planes.shape[axis + 1], strided[axis]) for axis in (0, 1)]
+        if any(short):
+            planes = np.pad(planes, ((0, 0), (0, short[0]), (0, short[1])), mode="edge")
+        _, rows, columns = (length - s for length, s in zip(planes.shape, (0, *short), strict=True))
+        result = compiled[strided](planes, *self.parameters[tower])
+        return result[:, : self._count(rows, strided[0]), : self._count(columns, strided[1])]
+
+    def _count(self, length: int, strided: bool) -> int:
+        """Return how many samples are wanted of an axis of `length` padded ones."""
+        return -(-(length - self.rule.size + 1) // (self.stride if strided else 1))
+
+    def _short(self, length: int, strided: bool) -> int:
+        """Return by how many samples to lengthen an axis, because pooling may leave out some at its end."""
+        wanted = self._count(length, strided)
+        extra = 0
+        while length_after(self.lengths, length + extra, strided) < wanted:
+            extra += 1
+        return extra
 
     def _evaluate(self, planes: Any, weights: Sequence[Any], strided: Strided) -> Any:
-        less = self.rule.size - 1
-        _, high, wide = ops.shape(planes)
-        rows, columns = (
-            -(-(length - less) // self.stride) if s else length - less
-            for length, s in zip((high, wide), strided, strict=True)
-        )
         maps = ops.cast(planes, "float32")[..., None]  # (N, A + size - 1, B + size - 1, 1)
         for step in self.steps:
             maps = step.apply(maps, weights, strided)
-        return ops.cast(maps[:, :rows, :columns], "float32")
+        return ops.cast(maps, "float32")
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,7 +117,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     if keras.backend.backend() != "tensorflow":
         import jax
 
-        return jax.jit(function)  # type: ignore[no-any-return]
+        return jax.jit(function)
     import tensorflow as tf
 
     relaxed = tf.TensorSpec((None, None, None), tf.uint8)
@@ -144,7 +133,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _head(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def _head(functions: Sequence[Callable[[Any], Any]], units: int) -> Callable[[Any], Any]:
     """Return the layers after the towers' sum as one function."""
 
     def head(sums: Any) -> Any:
@@ -152,183 +141,12 @@ def _head(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
             sums = function(sums)
         return sums[..., 0]
 
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        shape = (None, None, None, units)
+        return tf.function(head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)  # type: ignore[no-any-return]
     return head
-
-
-def _activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
-    """Return the activation of a layer, as a function of maps alone."""
-    if isinstance(layer, layers.ReLU | layers.LeakyReLU):
-        return layer
-    function: Callable[[Any], Any] = layer.activation
-    return function
-
-
-def _shifted(
-    maps: Any, window: int, dilation: Sequence[int], stride: Sequence[int], combine: Callable[[Any, Any], Any]
-) -> Any:
-    """Combine `window` samples that lie `dilation` apart, at every `stride`-th position, along rows, then columns."""
-    for axis, (apart, every) in enumerate(zip(dilation, stride, strict=True), start=1):
-        length = ops.shape(maps)[axis] - (window - 1) * apart
-        parts = []
-        for start in range(0, window * apart, apart):
-            index = [slice(None)] * 4
-            index[axis] = slice(start, start + length, every)
-            parts.append(maps[tuple(index)])
-        maps = parts[0]
-        for part in parts[1:]:
-            maps = combine(maps, part)
-    return maps
-
-
-def _per_channel(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scale and offset, one a channel, that an inference-time normalisation applies."""
-    if isinstance(layer, layers.Rescaling):
-        return np.atleast_1d(layer.scale), np.atleast_1d(layer.offset)
-    if isinstance(layer, layers.Normalization):
-        deviation = np.maximum(np.sqrt(ops.convert_to_numpy(layer.variance)), keras.config.epsilon())
-        scale, offset = 1 / deviation, -ops.convert_to_numpy(layer.mean) / deviation
-        return scale.reshape(-1), offset.reshape(-1)
-    variance = ops.convert_to_numpy(layer.moving_variance)
-    gamma = ops.convert_to_numpy(layer.gamma) if layer.scale else np.ones_like(variance)
-    beta = ops.convert_to_numpy(layer.beta) if layer.center else np.zeros_like(variance)
-    scale = gamma / np.sqrt(variance + layer.epsilon)
-    return scale, beta - ops.convert_to_numpy(layer.moving_mean) * scale
-
-
-class _Builder:
-    """Walks the layers of a Sequential and collects the dense form."""
-
-    def __init__(self, rule: PatchConfig, precision: Precision) -> None:
-        self.precision = precision
-        self.towers = rule.channels
-        self.dilation = 1
-        self.side = rule.size
-        self.width = self.widest = 1
-        self.units = 0
-        self.macs = self.head_macs = 0
-        self.steps: list[Step] = []
-        self.parameters: list[list[Any]] = [[] for _ in range(self.towers)]
-        self.head: list[Callable[[Any], Any]] = []
-
-    def add(self, layer: keras.layers.Layer) -> None:
-        """Add one layer.
-
-        Raises:
-          NotDenseError: the layer has no dense form.
-        """
-        if isinstance(layer, layers.Dropout | layers.InputLayer | layers.Flatten):
-            return
-        if isinstance(layer, layers.Dense):
-            self._dense(layer)
-        elif isinstance(layer, layers.Activation | layers.ReLU | layers.LeakyReLU):
-            self._pointwise(_activation(layer))
-        elif isinstance(layer, layers.Rescaling | layers.Normalization | layers.BatchNormalization):
-            self._scale(layer)
-        elif isinstance(layer, PlanewiseConv2D | layers.Conv2D):
-            self._convolution(layer)
-        elif isinstance(layer, layers.MaxPooling2D | layers.AveragePooling2D):
-            self._pooling(layer)
-        else:
-            raise _refuse(layer, "it has no dense form")
-
-    def _parameter(self, values: Sequence[np.ndarray], dtype: str) -> int:
-        """Keep one array a tower; return its place among the tower's parameters."""
-        for parameters, value in zip(self.parameters, values, strict=True):
-            parameters.append(ops.cast(ops.convert_to_tensor(np.ascontiguousarray(value, np.float32)), dtype))
-        return len(self.parameters[0]) - 1
-
-    def _pointwise(self, function: Callable[[Any], Any]) -> None:
-        """Add a function of each value alone."""
-        if self.units:
-            self.head.append(function)
-            return
-        step = Step(lambda maps, parameters, strided: function(maps))
-        # relu(max(x)) = max(relu(x)): next to its convolution the ReLU is computed together with it.
-        swap = function is keras.activations.relu and self.steps and self.steps[-1].is_max
-        self.steps.insert(len(self.steps) - int(bool(swap)), step)
-
-    def _scale(self, layer: keras.layers.Layer) -> None:
-        """Add a scale and an offset a channel."""
-        scale, offset = (np.asarray(v, np.float32) for v in _per_channel(layer))
-        if self.units:
-            self.head.append(lambda sums: sums * scale + offset)
-            return
-        shape = (self.towers, self.width)
-        first, second = (
-            self._parameter(np.broadcast_to(v, (self.towers * self.width,)).reshape(shape), "float32")  # type: ignore[arg-type]
-            for v in (scale, offset)
-        )
-
-        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
-            return ops.cast(maps, "float32") * parameters[first] + parameters[second]
-
-        self.steps.append(Step(apply))
-
-    def _convolution(self, layer: keras.layers.Layer) -> None:
-        """Add a dilated convolution for each tower."""
-        if isinstance(layer, layers.Conv2D):
-            if layer.groups != self.towers:
-                raise _refuse(layer, "it mixes the planes (early fusion), so that voxels share nothing after it")
-            square = layer.kernel_size[0] == layer.kernel_size[1]
-            plain = layer.padding == "valid" and set(layer.strides) == {1} and set(layer.dilation_rate) == {1}
-            if not (square and plain):
-                raise _refuse(layer, "padding, strides, dilation or kernel are not those of a plain `valid` convolution")
-        kernel = ops.convert_to_numpy(layer.kernel)  # (k, k, I, towers * O)
-        bias = np.zeros(kernel.shape[-1]) if layer.bias is None else ops.convert_to_numpy(layer.bias)
-        self._add_convolution(np.split(kernel, self.towers, axis=-1))
-        place = self._parameter(np.split(bias, self.towers), self.precision)
-        self.steps.append(Step(lambda maps, parameters, strided: maps + parameters[place]))
-        if isinstance(layer, layers.Conv2D):
-            self._pointwise(layer.activation)
-        self.side -= kernel.shape[0] - 1
-        self.width = kernel.shape[-1] // self.towers
-        self.widest = max(self.widest, self.width)
-
-    def _add_convolution(self, kernels: Sequence[np.ndarray]) -> None:
-        """Add a convolution without bias, one kernel (k, k, I, O) a tower."""
-        place = self._parameter(kernels, self.precision)
-        dilation, precision = self.dilation, self.precision
-
-        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
-            rate = tuple(1 if s else dilation for s in strided)
-            return ops.conv(ops.cast(maps, precision), parameters[place], padding="valid", dilation_rate=rate)
-
-        self.steps.append(Step(apply))
-        self.macs += kernels[0].size
-
-    def _pooling(self, layer: keras.layers.Layer) -> None:
-        """Add a pooling of stride 1 whose window is dilated."""
-        window = layer.pool_size[0]
-        if layer.padding != "valid" or set(layer.strides) != {window} or set(layer.pool_size) != {window}:
-            raise _refuse(layer, "its strides are not its window, or its padding is not `valid`")
-        dilation, is_max = self.dilation, isinstance(layer, layers.MaxPooling2D)
-
-        def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
-            if is_max and dilation == 1 and strided == DENSE:
-                return ops.max_pool(maps, window, strides=1, padding="valid")
-            apart = [1 if s else dilation for s in strided]
-            every = [window if s else 1 for s in strided]
-            result = _shifted(maps, window, apart, every, ops.maximum if is_max else ops.add)
-            return result if is_max else result * (1.0 / window**2)
-
-        self.steps.append(Step(apply, is_max))
-        self.dilation *= window
-        self.side //= window
-
-    def _dense(self, layer: keras.layers.Dense) -> None:
-        """Add a Dense layer: the first as a dilated convolution for each tower, later ones on each voxel."""
-        kernel = ops.convert_to_numpy(layer.kernel)
-        bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
-        if self.units:
-            self.head.append(lambda sums: ops.matmul(sums, kernel) + bias)
-            self.head_macs += kernel.size
-        else:
-            self.units = kernel.shape[1]
-            # Flatten has laid the maps out as (row, column, tower, channel).
-            split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
-            self._add_convolution([split[:, :, tower] for tower in range(self.towers)])
-            self.head.append(lambda sums: sums + bias)
-        self.head.append(layer.activation)
 
 
 def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "float32") -> DenseNetwork:
@@ -346,7 +164,7 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
     expected = (rule.size, rule.size, rule.channels)
     if tuple(model.input_shape[1:]) != expected:
         raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
-    builder = _Builder(rule, precision)
+    builder = Builder(rule, precision)
     for layer in model.layers:
         builder.add(layer)
     return DenseNetwork(
@@ -359,5 +177,6 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
         macs_per_cell=builder.macs,
         head_macs=builder.head_macs,
         steps=tuple(builder.steps),
-        head=_head(builder.head),
+        lengths=tuple(builder.lengths),
+        head=_head(builder.head, builder.units),
     )

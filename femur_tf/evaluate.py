@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
+
+
+SPECIFICITY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +38,8 @@ class EvaluateArguments:
     """`validation` chooses and saves the recipe; `test` only measures, with the recipe saved before."""
     cutoff: recipe.Method | None = None
     """How the ROC gives the cut-off: largest Dice (the default), Youden's index, or --specificity."""
-    specificity: float = 0.99
-    """Least specificity, with --cutoff specificity."""
+    specificity: float | None = None
+    """Least specificity over all voxels, with --cutoff specificity; by default 0.99."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +83,15 @@ def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[
 
 
 def _sample(bundle: Bundle, plan: study.Plan, case: study.Case) -> tuple[study.LoadedCase, recipe.Sample]:
-    """Return a case with its probability map, computed once for a model and kept beside it."""
+    """Return a case with its probability map, computed once for a model and a working grid and kept beside it."""
     from femur_tf import bundle as bundles
     from femur_tf import predict
     from femur_tf.volume import Volume
 
-    loaded = study.load_case(plan, case)
+    loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
     model = files.sha256(bundle.folder / bundles.MODEL)[:12]
-    path = bundle.folder / "maps" / model / f"{case.name}.npy"
+    grid = hashlib.sha256(repr(loaded.working.shape).encode() + loaded.working.data.tobytes()).hexdigest()[:12]
+    path = bundle.folder / "maps" / model / f"{case.name}-{grid}.npy"
     if not path.exists():
         command.say(f"{case.name}: {' x '.join(map(str, loaded.working.shape))} voxels")
         found = predict.probability_map(bundle.model, loaded.working.data, bundle.settings.data.patch)
@@ -102,6 +109,11 @@ def _mean_row(scores: list[CaseScore]) -> list[str]:
     return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
 
 
+def _defined(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with None, JSON's null, for undefined scores: JSON has no NaN."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+
+
 def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:
     """Write the scores as CSV and JSON."""
     names = [field.name for field in dataclasses.fields(CaseScore)]
@@ -109,17 +121,26 @@ def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, o
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(dataclasses.astuple(s) for s in scores)
-    files.write_json(folder / f"{part}.json", {**summary, "cases": [dataclasses.asdict(s) for s in scores]})
+    rows = [_defined(dataclasses.asdict(s)) for s in scores]
+    files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
 
 
 def _choose(
     bundle: Bundle, names: list[str], samples: list[recipe.Sample], arguments: EvaluateArguments
 ) -> config.RecipeConfig:
-    """Choose the recipe and save it in the run folder."""
+    """Choose the recipe and save it in the run folder.
+
+    Raises:
+      DataError: the validation cases do not allow the choice asked for.
+    """
     from femur_tf import bundle as bundles
 
     method = arguments.cutoff or "dice"
-    choice = recipe.choose(samples, method=method, specificity=arguments.specificity)
+    least = SPECIFICITY if arguments.specificity is None else arguments.specificity
+    try:
+        choice = recipe.choose(samples, method=method, specificity=least)
+    except ValueError as error:
+        raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
     chosen = bundles.ChosenRecipe(choice.recipe, method, tuple(names), choice.auc, choice.raw_dice, choice.dice)
     files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
     command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
@@ -136,6 +157,35 @@ def _show_steps(samples: list[recipe.Sample], chosen: config.RecipeConfig) -> No
     command.table("Recipe: mean Dice after each step", ("step", "value", "Dice"), rows)
 
 
+def _check_choice(arguments: EvaluateArguments) -> None:
+    """Raise where a choice is asked for on test cases, or one that another flag makes void."""
+    asked = [f"--{name}" for name in ("cutoff", "specificity") if getattr(arguments, name) is not None]
+    if arguments.part == "test" and asked:
+        raise DataError(
+            f"Expected no choice on test cases. Received: {' and '.join(asked)} with --part test. Choose on validation "
+            f"cases: python -m femur_tf.evaluate {arguments.work} --run {arguments.run} {asked[0]} ..."
+        )
+    if arguments.specificity is not None and arguments.cutoff != "specificity":
+        raise DataError("Expected --cutoff specificity with --specificity. Received: --specificity without it.")
+
+
+def _write_page(
+    path: Path,
+    title: str,
+    scores: list[CaseScore],
+    cases: Iterable[tuple[study.LoadedCase, np.ndarray]],
+    roc: tuple[metrics.VoxelCounts, float],
+) -> None:
+    """Write the report: the table, the ROC with the cut-off on it, a picture of each case."""
+    counts, cutoff = roc
+    page = report.Page(title)
+    page.add_table([field.name for field in dataclasses.fields(CaseScore)], [dataclasses.astuple(s) for s in scores])
+    page.add_roc(metrics.curve(counts), metrics.auc(counts), cutoff)
+    for loaded, mask in cases:
+        page.add_case(loaded.case.name, loaded.image.volume, mask, loaded.reference)
+    page.write(path)
+
+
 def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     """Score one part of a study; on validation cases choose the recipe first.
 
@@ -145,11 +195,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     Raises:
       DataError: no plan, no run, no case of that part; a choice asked for on test cases; no recipe chosen yet.
     """
-    if arguments.part == "test" and arguments.cutoff:
-        raise DataError(
-            "Expected no choice on test cases. Received: --cutoff with --part test. Choose on validation cases: "
-            f"python -m femur_tf.evaluate {arguments.work} --run {arguments.run} --cutoff {arguments.cutoff}"
-        )
+    _check_choice(arguments)
     plan = study.read_plan(arguments.work)
     cases = plan.part(arguments.part)
     if not cases:
@@ -179,12 +225,9 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         "recipe": config.to_dict(chosen),
     }
     _save(folder, arguments.part, scores, summary)
-    page = report.Page(f"{arguments.run}: {arguments.part} cases")
-    page.add_table([field.name for field in dataclasses.fields(CaseScore)], [dataclasses.astuple(s) for s in scores])
-    page.add_roc(metrics.curve(counts), metrics.auc(counts), chosen.cutoff)
-    for (loaded, sample), mask in zip(pairs, masks, strict=True):
-        page.add_case(loaded.case.name, loaded.image.volume, mask, sample.reference)
-    page.write(folder / f"{arguments.part}.html")
+    pictured = zip([loaded for loaded, _ in pairs], masks, strict=True)
+    title = f"{arguments.run}: {arguments.part} cases"
+    _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.cutoff))
     return scores
 
 

@@ -122,9 +122,9 @@ def main(arguments: ExportArguments) -> None:
     card = arguments.card.read_text() if arguments.card else None
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     version = export(bundle, arguments.to, card=card)
-    size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
-    rows = [(str(path.relative_to(version)), path.stat().st_size // 1000) for path in sorted(version.rglob("*.*"))]
-    command.table(f"{version} ({size / 1e6:.1f} MB)", ("file", "kB"), rows)
+    written = {path: path.stat().st_size for path in sorted(version.rglob("*")) if path.is_file()}
+    rows = [(str(path.relative_to(version)), size // 1000) for path, size in written.items()]
+    command.table(f"{version} ({sum(written.values()) / 1e6:.1f} MB)", ("file", "kB"), rows)
     command.say(f"Next: python -m femur_tf.segment IMAGE MASK --model {arguments.to}")
 
 

@@ -1,30 +1,37 @@
 """Model + working grid -> probability map.
 
-`probability_map` evaluates the network densely, block by block; where the network
-has no dense form it streams patches. `by_patches` is the reference that both must
-equal.
+`probability_map` evaluates the network densely, block by block within a memory
+limit; where the network has no dense form it streams patches. `by_patches` is the
+reference that both must equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import concurrent.futures
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
 from keras import ops
+from scipy import ndimage
 
-from femur_tf import command
-from femur_tf.config import PatchConfig
-from femur_tf.dense import Box, DenseNetwork, NotDenseError, convert
+from femur_tf import command, memory
+from femur_tf.config import PatchConfig, PredictConfig
+from femur_tf.dense import Box, DenseNetwork, convert
+from femur_tf.dense_steps import NotDenseError, Strided
+from femur_tf.errors import DataError
 from femur_tf.patches import PLANE_AXES, Cutter, padded_planes
 
-BLOCK_BYTES = 256 * 2**20
-"""Memory for the sums of the first Dense layer over one block."""
-
-MAP_BYTES = 48 * 2**20
-"""Memory for the widest map of a batch of planes."""
-
+DEFAULT = PredictConfig()
 PATCH_BATCH = 1024
+HEAD_BYTES = 32 * memory.MEGABYTE
+"""Sums that the last layers turn into probabilities at a time."""
+FAST_STEP_MM = 10.0
+"""A first pass leaves out voxels along an axis only where its samples stay at most this far apart; a femoral neck is
+about 30 mm wide."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
+"""Largest difference in probability between dense and patch-wise evaluation that `verify` accepts."""
 
 
 def by_patches(model: keras.Sequential, grid: np.ndarray, rule: PatchConfig, centres: np.ndarray) -> np.ndarray:
@@ -44,72 +51,263 @@ def by_patches(model: keras.Sequential, grid: np.ndarray, rule: PatchConfig, cen
     starts: Iterable[int] = range(0, len(centres), PATCH_BATCH)
     for start in command.track(starts, "patches", total=-(-len(centres) // PATCH_BATCH)):
         here = slice(start, start + PATCH_BATCH)
-        result[here] = np.asarray(model.predict_on_batch(cutter.cut(centres[here])))[:, 0]
+        result[here] = ops.convert_to_numpy(model.predict_on_batch(cutter.cut(centres[here])))[:, 0]
     return result
 
 
-def _sums(network: DenseNetwork, planes: list[np.ndarray], scale: int, box: Box) -> np.ndarray:
-    """Return (x, y, z, units) float32: one scale's share of the first Dense layer over a box of its lattice."""
-    less = network.rule.size - 1
-    result = np.zeros([stop - start for start, stop in box] + [network.units], np.float32)
-    for plane, axes in enumerate(PLANE_AXES):
-        tower = scale * len(PLANE_AXES) + plane
-        (n0, n1), (a0, a1), (b0, b1) = (box[axis] for axis in axes)
-        images = planes[tower][n0:n1, a0 : a1 + less, b0 : b1 + less]
-        view = result.transpose(*axes, 3)  # (n, a, b, units)
-        count = max(1, MAP_BYTES // (4 * network.width * images[0].size))
-        for start in range(0, len(images), count):
-            view[start : start + count] += ops.convert_to_numpy(network.tower(images[start : start + count], tower))
-    return result
+class Probe:
+    """Keeps the probabilities at some voxels, as computed, before the map rounds them.
+
+    Args:
+      centres: (N, 3) voxels.
+    """
+
+    def __init__(self, centres: np.ndarray) -> None:
+        """Start with NaN: a voxel that a fast evaluation leaves out stays undefined."""
+        self.centres = centres
+        self.values = np.full(len(centres), np.nan, np.float32)
+
+    @classmethod
+    def draw(cls, shape: Sequence[int], count: int, rng: np.random.Generator) -> Probe:
+        """Return a probe of `count` random voxels of a volume."""
+        return cls(np.stack([rng.integers(n, size=count) for n in shape], axis=1))
+
+    def take(self, box: Box, found: np.ndarray) -> None:
+        """Keep what a block of the map, [start, stop) voxels, holds of them."""
+        low, high = np.transpose(box)
+        here = ((self.centres >= low) & (self.centres < high)).all(axis=1)
+        self.values[here] = found[tuple((self.centres[here] - low).T)]
+
+    def largest_difference(self, model: keras.Sequential, grid: np.ndarray, rule: PatchConfig) -> float:
+        """Evaluate the voxels as patches and return the largest difference in probability.
+
+        NaN where no voxel was evaluated.
+        """
+        known = np.isfinite(self.values)
+        if not known.any():
+            return float("nan")
+        reference = by_patches(model, grid, rule, self.centres[known])
+        return float(np.abs(reference - self.values[known]).max())
 
 
-def _slabs(shape: tuple[int, ...], network: DenseNetwork) -> Iterator[Box]:
-    """Yield boxes that fill the volume, slabs along z of bounded memory."""
-    x, y, z = shape
-    depth = max(1, BLOCK_BYTES // (4 * network.units * x * y))
-    for start in range(0, z, depth):
-        yield (0, x), (0, y), (start, min(z, start + depth))
+class Evaluator:
+    """A dense network on one volume."""
 
+    def __init__(self, network: DenseNetwork, grid: np.ndarray, plan: memory.BlockPlan) -> None:
+        """Prepare the planes.
 
-def _dense_map(network: DenseNetwork, grid: np.ndarray) -> np.ndarray:
-    """Return the (X, Y, Z) float16 probability map of a network with a dense form."""
-    rule = network.rule
-    planes = padded_planes(grid, rule)
-    cells = [tuple(-(-n // s) for n, s in zip(grid.shape, steps, strict=True)) for steps in rule.steps]
-    coarse = {
-        scale: _sums(network, planes, scale, tuple((0, n) for n in cells[scale]))  # type: ignore[arg-type]
-        for scale, steps in enumerate(rule.steps)
-        if max(steps) > 1
-    }
-    result = np.empty(grid.shape, np.float16)
-    for box in command.track(list(_slabs(grid.shape, network)), "network"):
-        where = tuple(slice(start, stop) for start, stop in box)
-        total = np.zeros([stop - start for start, stop in box] + [network.units], np.float32)
-        for scale, steps in enumerate(rule.steps):
-            if scale in coarse:
-                index = [np.arange(start, stop) // step for (start, stop), step in zip(box, steps, strict=True)]
-                total += coarse[scale][np.ix_(*index)]
+        Args:
+          network: the dense form of a model.
+          grid: (X, Y, Z) uint8 working grid.
+          plan: how large blocks may be.
+        """
+        self.network, self.shape, self.plan = network, grid.shape, plan
+        self.planes = padded_planes(grid, network.rule)
+
+    def add_sums(self, total: np.ndarray, scale: int, box: Box, every: Sequence[int] = (1, 1, 1)) -> None:
+        """Add one scale's share of the first Dense layer.
+
+        Args:
+          total: (x, y, z, units) float32, changed in place.
+          scale: its number.
+          box: [start, stop) in cells of the scale's lattice.
+          every: 1 or the network's stride for each axis: the cells start, start + every, ... alone.
+        """
+        less = self.network.rule.size - 1
+        for plane, axes in enumerate(PLANE_AXES):
+            tower = scale * len(PLANE_AXES) + plane
+            (n0, n1), (a0, a1), (b0, b1) = (box[axis] for axis in axes)
+            images = self.planes[tower][n0 : n1 : every[axes[0]], a0 : a1 + less, b0 : b1 + less]
+            strided: Strided = (every[axes[1]] > 1, every[axes[2]] > 1)
+            view = total.transpose(*axes, 3)  # (n, a, b, units)
+            count = self.plan.images(images[0].size)
+            parts = [slice(start, start + count) for start in range(0, len(images), count)]
+            for part, found in zip(parts, self._ahead(images, parts, tower, strided), strict=True):
+                view[part] += found
+
+    def _ahead(self, images: np.ndarray, parts: list[slice], tower: int, strided: Strided) -> Iterator[np.ndarray]:
+        """Yield the tower's maps of each part of the images, the next one computed while one is used."""
+        with concurrent.futures.ThreadPoolExecutor(1) as worker:
+            waiting = [worker.submit(self._tower, images[part], tower, strided) for part in parts[:1]]
+            for part in [*parts[1:], None]:
+                if part is not None:
+                    waiting.append(worker.submit(self._tower, images[part], tower, strided))
+                yield waiting.pop(0).result()
+
+    def _tower(self, images: np.ndarray, tower: int, strided: Strided) -> np.ndarray:
+        result: np.ndarray = ops.convert_to_numpy(self.network.tower(images, tower, strided))
+        return result
+
+    def _zeros(self, shape: Iterable[int]) -> np.ndarray:
+        """Return sums to add to."""
+        return np.zeros([*shape, self.network.units], np.float32)
+
+    @functools.cached_property
+    def coarse(self) -> dict[int, np.ndarray]:
+        """The sums of each scale of which a cell holds several voxels, over the whole volume, where memory allows."""
+        found = {}
+        for scale, steps in enumerate(self.network.rule.steps):
+            cells = [-(-n // s) for n, s in zip(self.shape, steps, strict=True)]
+            if max(steps) > 1 and self.plan.allows_whole(int(np.prod(cells))):
+                found[scale] = self._zeros(cells)
+                self.add_sums(found[scale], scale, _whole(cells))
+        return found
+
+    def _add_coarse(self, total: np.ndarray, scale: int, index: Sequence[np.ndarray]) -> None:
+        """Add a coarse scale's sums at the voxels of an open grid of indices, a plane at a time to save memory."""
+        x, y, z = (i // step for i, step in zip(index, self.network.rule.steps[scale], strict=True))
+        if scale in self.coarse:
+            cells, origin = self.coarse[scale], (0, 0, 0)
+        else:
+            box: Box = ((x[0], x[-1] + 1), (y[0], y[-1] + 1), (z[0], z[-1] + 1))
+            cells, origin = self._zeros(stop - start for start, stop in box), (x[0], y[0], z[0])
+            self.add_sums(cells, scale, box)
+        for row, cell in zip(total, x - origin[0], strict=True):
+            row += cells[cell][np.ix_(y - origin[1], z - origin[2])]
+
+    def probability(self, box: Box, every: Sequence[int] = (1, 1, 1)) -> np.ndarray:
+        """Return the probabilities in a box of voxels.
+
+        Args:
+          box: [start, stop) in voxels; its starts are multiples of every step of the lattices.
+          every: as for `add_sums`.
+
+        Returns:
+          (x, y, z) float32.
+        """
+        index = [np.arange(start, stop, step) for (start, stop), step in zip(box, every, strict=True)]
+        total = self._zeros(map(len, index))
+        for scale, steps in enumerate(self.network.rule.steps):
+            if max(steps) > 1:
+                self._add_coarse(total, scale, index)
             else:
-                total += _sums(network, planes, scale, box)
-        result[where] = ops.convert_to_numpy(network.head(total))
+                self.add_sums(total, scale, box, every)
+        rows = max(1, HEAD_BYTES // total[0].nbytes)
+        parts = [self.network.head(total[start : start + rows]) for start in range(0, len(total), rows)]
+        return np.concatenate([ops.convert_to_numpy(part) for part in parts])
+
+    def fill(self, result: np.ndarray, box: Box, probe: Probe | None) -> Iterator[int]:
+        """Write a box of the map, block by block; yield the voxels of each block done."""
+        for block in self.plan.split(box):
+            found = self.probability(block)
+            if probe:
+                probe.take(block, found)
+            result[tuple(slice(start, stop) for start, stop in block)] = found
+            yield found.size
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    """Return the box of a whole volume."""
+    x, y, z = shape
+    return (0, x), (0, y), (0, z)
+
+
+def _first_pass(evaluator: Evaluator, result: np.ndarray, threshold: float) -> list[Box]:
+    """Fill the map with the probabilities of a strided pass; return the boxes that it leaves in doubt."""
+    rule, stride = evaluator.network.rule, evaluator.network.stride
+    every = [stride if stride * spacing <= FAST_STEP_MM else 1 for spacing in rule.spacing_mm]
+    if max(every) == 1 or max(rule.steps[0]) > 1:
+        return [_whole(result.shape)]
+    rows = evaluator.plan.split(_whole(result.shape), share=int(np.prod(every)))
+    for box in rows:  # blocks of voxels, of which one in prod(every) is evaluated
+        found = evaluator.probability(box, every)
+        where = tuple(slice(start, stop) for start, stop in box)
+        for axis, step in enumerate(every):
+            found = np.repeat(found, step, axis=axis)
+        result[where] = found[tuple(slice(0, stop - start) for start, stop in box)]
+    samples = result[tuple(slice(None, None, step) for step in every)]
+    doubt = ndimage.binary_dilation(samples >= threshold, np.ones((3, 3, 3), bool))
+    labels, _ = ndimage.label(doubt, np.ones((3, 3, 3), bool))
+    return [
+        tuple(
+            (where.start * step, min(n, where.stop * step))
+            for where, step, n in zip(slices, every, result.shape, strict=True)
+        )  # type: ignore[misc]
+        for slices in ndimage.find_objects(labels)
+    ]
+
+
+def _aligned(box: Box, steps: Sequence[int], shape: Sequence[int]) -> Box:
+    """Return the smallest box around `box` that starts and ends on multiples of `steps`, within the volume."""
+    x, y, z = (
+        (start // step * step, min(n, -(-stop // step) * step))
+        for (start, stop), step, n in zip(box, steps, shape, strict=True)
+    )
+    return x, y, z
+
+
+def dense_map(
+    network: DenseNetwork, grid: np.ndarray, options: PredictConfig = DEFAULT, probe: Probe | None = None
+) -> np.ndarray:
+    """Return the probability map of a network with a dense form.
+
+    Args:
+      network: the dense form.
+      grid: (X, Y, Z) uint8 working grid.
+      options: memory limit; coarse to fine or not.
+      probe: keeps unrounded probabilities.
+
+    Returns:
+      (X, Y, Z) float16 in [0, 1].
+
+    Raises:
+      DataError: the memory limit is below what the smallest block needs.
+    """
+    plan = memory.plan_blocks(network, grid.shape, options.max_memory)
+    evaluator = Evaluator(network, grid, plan)
+    result = np.zeros(grid.shape, np.float16)
+    boxes = [_whole(grid.shape)]
+    if options.fast:
+        boxes = [
+            _aligned(box, plan.steps, grid.shape) for box in _first_pass(evaluator, result, options.fast_threshold)
+        ]
+    with command.progress(percent=True) as display:
+        task = display.add_task("network", total=float(sum(np.prod([b - a for a, b in box]) for box in boxes)))
+        for box in boxes:
+            for voxels in evaluator.fill(result, box, probe):
+                display.advance(task, voxels)
     return result
 
 
-def probability_map(model: keras.Sequential, grid: np.ndarray, rule: PatchConfig) -> np.ndarray:
+def probability_map(
+    model: keras.Sequential,
+    grid: np.ndarray,
+    rule: PatchConfig,
+    options: PredictConfig = DEFAULT,
+    *,
+    verify: int = 0,
+) -> np.ndarray:
     """Return the probability of bone at every voxel of a working grid.
 
     Args:
       model: a network on the patches of `rule`.
       grid: (X, Y, Z) uint8 working grid.
       rule: the patch rule the model was trained with.
+      options: precision, memory limit, coarse to fine or not.
+      verify: number of random voxels to evaluate as patches too.
 
     Returns:
       (X, Y, Z) float16 in [0, 1].
+
+    Raises:
+      DataError: the memory limit is too low, or a voxel differs from its patch by more than `TOLERANCE`.
     """
     try:
-        network = convert(model, rule)
+        network = convert(model, rule, options.precision)
     except NotDenseError as error:
         command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.")
         centres = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), axis=1)
         return by_patches(model, grid, rule, centres).reshape(grid.shape).astype(np.float16)
-    return _dense_map(network, grid)
+    probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
+    result = dense_map(network, grid, options, probe)
+    if probe:
+        difference = probe.largest_difference(model, grid, rule)
+        command.say(
+            f"Largest difference from patches at {verify} random voxels: {difference:.2g} ({options.precision})"
+        )
+        if difference > TOLERANCE[options.precision]:
+            raise DataError(
+                f"--verify: expected a difference of at most {TOLERANCE[options.precision]:g} in {options.precision}. "
+                f"Received: {difference:.3g}. Use --precision float32, and report it if it persists."
+            )
+    return result

@@ -146,7 +146,8 @@ def encode(patch: np.ndarray | None, label: int, centre: Sequence[int], case: by
     features["case"].bytes_list.value.append(case)
     if patch is not None:
         features["patch"].bytes_list.value.append(patch.tobytes())
-    serialized: bytes = example.SerializeToString()
+    # The order of features else differs from process to process, and with it the digest of a shard.
+    serialized: bytes = example.SerializeToString(deterministic=True)
     return serialized
 
 

@@ -85,6 +85,36 @@ def jobs(arguments: SegmentArguments) -> tuple[list[Job], bool]:
     ], True
 
 
+def _check_outputs(todo: list[Job], source: Path, *, overwrite: bool) -> None:
+    """Raise before any work where a file could not be written, or would replace one that must stay.
+
+    Raises:
+      DataError: an unknown suffix, a scan in the place of an output, two outputs in one place, or a file that exists
+        without `overwrite`.
+    """
+    taken = {source.resolve(), *(job.image.resolve() for job in todo)}
+    for job in todo:
+        for path in _outputs(job):
+            image_io.check_suffix(path)
+            if path.resolve() in taken:
+                raise DataError(f"{path}: expected a place of its own for each output. Received: a scan's or a mask's.")
+            taken.add(path.resolve())
+            files.refuse_existing(path, overwrite=overwrite)
+
+
+def _check_folders(arguments: SegmentArguments) -> None:
+    """Raise where the outputs of a folder of scans have no folder of their own."""
+    for folder in (arguments.mask, arguments.probability):
+        if folder is None:
+            continue
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder}: expected a folder to write to, for a folder of scans. Received: a file.")
+        if folder.resolve() == arguments.image.resolve():
+            raise DataError(f"{folder}: expected another folder than that of the scans. Received: the same.")
+    if arguments.probability and arguments.probability.resolve() == arguments.mask.resolve():
+        raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
+
+
 def _announce_resampling(job: Job, image: image_io.Image, spacing_mm: tuple[float, float, float]) -> None:
     """Say what is resampled; warn where the scan's spacing is far from the model's."""
     own = volume.canonical(image.volume).spacing_mm
@@ -98,21 +128,21 @@ def _announce_resampling(job: Job, image: image_io.Image, spacing_mm: tuple[floa
         command.say(f"{job.name}: spacing {text} mm")
 
 
-def segment(job: Job, bundle: Bundle, *, sides: bool) -> Result:
+def segment(job: Job, image: image_io.Image, bundle: Bundle, *, sides: bool) -> Result:
     """Segment one scan and write its mask.
 
     Args:
-      job: what to read and write.
+      job: what to write.
+      image: the scan.
       bundle: the model.
       sides: label left 1 and right 2.
 
     Raises:
-      DataError: the scan cannot be used, or the model has no recipe.
+      DataError: the model has no recipe, or a file could not be written.
     """
     from femur_tf import bundle as bundles
 
     recipe = bundle.recipe
-    image = image_io.read_image(job.image)
     _announce_resampling(job, image, bundle.settings.data.patch.spacing_mm)
     own = bundles.to_own_grid(bundles.working_map(bundle, image.volume), image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
@@ -134,15 +164,15 @@ def _outputs(job: Job) -> Iterator[Path]:
 def main(arguments: SegmentArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
     todo, is_folder = jobs(arguments)
+    if is_folder:
+        _check_folders(arguments)
     if is_folder and not arguments.overwrite:
-        done = [job for job in todo if all(path.exists() for path in _outputs(job))]
+        done = [job for job in todo if job.mask.exists()]
         if done:
             command.say(f"{len(done)} of {len(todo)} scans have a mask and are passed over; --overwrite replaces them.")
         todo = [job for job in todo if job not in done]
-    for job in todo:
-        for path in _outputs(job):
-            image_io.check_suffix(path)
-            files.refuse_existing(path, overwrite=arguments.overwrite or is_folder)
+    # A folder's map without its mask is what an interrupted run left: the mask is written last.
+    _check_outputs(todo, arguments.image, overwrite=arguments.overwrite or is_folder)
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(arguments.model)
@@ -150,12 +180,14 @@ def main(arguments: SegmentArguments) -> int:
     for number, job in enumerate(todo, start=1):
         command.say(f"{job.name} ({number} of {len(todo)})")
         try:
-            results.append(segment(job, bundle, sides=arguments.sides))
+            image = image_io.read_image(job.image)
         except DataError as error:
             if not is_folder:
                 raise
             command.fail(str(error))
             failed += 1
+            continue
+        results.append(segment(job, image, bundle, sides=arguments.sides))
     rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, r.mask) for r in results]
     command.table("Femur masks", ("scan", "cm3", "parts", "file"), rows)
     return 2 if failed else 0

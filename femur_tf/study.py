@@ -85,7 +85,7 @@ def read_plan(work: Path) -> Plan:
     """Read the plan of the study in `work`.
 
     Raises:
-      DataError: there is none, it is not a plan, or it has another format version.
+      DataError: there is none, it is not a plan, it has another format version, or it names a case twice.
     """
     path = plan_path(work)
     if not path.exists():
@@ -99,7 +99,12 @@ def read_plan(work: Path) -> Plan:
             f"{path}: expected format_version {FORMAT_VERSION}. Received: {version!r}. "
             "Make the plan again with this version of femur_tf."
         )
-    return config.from_dict(Plan, values, str(path))
+    plan = config.from_dict(Plan, values, str(path))
+    names = [case.name for case in plan.cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: expected each case in one part. Received: more than once {', '.join(twice)}.")
+    return plan
 
 
 def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:

@@ -18,8 +18,8 @@ ROWS = (
     {"errors", "config", "config_json", "files"},
     {"volume", "patches", "postprocess", "metrics", "phantom", "solids", "command"},
     {"image_io", "records", "study"},
-    {"dataset", "model", "dense", "crf"},
-    {"training", "callbacks", "predict", "export", "recipe"},
+    {"dataset", "model", "dense_steps", "dense", "crf"},
+    {"training", "callbacks", "memory", "predict", "bundle", "export", "recipe"},
     {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""

@@ -114,6 +114,11 @@ def test_a_table_shows_every_cell(capsys):
     assert ["mean", "nan", "4"] in cells
 
 
+def test_brackets_of_a_title_stay(capsys):
+    command.table("work[1]/[red]", ["a column that is wider"], [["17"]])
+    assert "work[1]/[red]" in capsys.readouterr().out
+
+
 def test_a_table_without_rows_has_its_header(capsys):
     command.table("None", ["case"], [])
     assert "case" in capsys.readouterr().out

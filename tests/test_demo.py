@@ -1,12 +1,13 @@
 """femur_tf.demo: what it runs, what it refuses. test_pipeline.py goes the whole way."""
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from femur_tf import demo, image_io
+from femur_tf import demo, evaluate, image_io
 from femur_tf.errors import DataError
 
 
@@ -37,7 +38,7 @@ def test_the_commands_go_from_the_plan_to_the_mask(tmp_path):
         "femur_tf.segment",
     ]
     assert todo[0][todo[0].index("--test") + 1] == "phantom_05,phantom_06"
-    assert todo[3][-2:] == ["--minutes", "0.5"]
+    assert todo[3][2:4] == ["--minutes", "0.5"]
 
 
 def test_a_command_is_shown_before_it_runs(ran, capsys):
@@ -63,6 +64,12 @@ def test_the_same_seed_gives_the_same_cohort(tmp_path):
     first, again, other = (image_io.read_image(image).volume.data for image, _ in paths)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_scores_shown_are_those_of_evaluate():
+    names = [field.name for field in dataclasses.fields(evaluate.CaseScore)]
+    assert set(demo.COLUMNS) < set(names)
+    assert len(demo.HEADER) == 1 + len(demo.COLUMNS)
 
 
 def test_a_failing_command_is_named(ran):

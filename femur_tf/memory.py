@@ -1,0 +1,125 @@
+"""How large a block of a volume may be evaluated at once, within a memory limit.
+
+Two things of a block take memory: the sums of the first Dense layer, `units` floats a
+voxel, and the maps of the planes that a tower is working on. A block is a whole
+volume, halved along its longest side until both fit beside what the process already
+holds. Block starts lie on multiples of every lattice step, so that a cell of a coarse
+scale is never split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import psutil
+
+from femur_tf.dense import Box, DenseNetwork
+from femur_tf.errors import DataError
+
+MEGABYTE = 10**6
+BATCH_BYTES = 48 * MEGABYTE
+"""Wanted size of the widest map of a batch of planes: larger ones gained nothing (docs/performance.md)."""
+LIVE_MAPS = 4
+"""Maps of the widest size that are alive at once while a tower is evaluated, with the library's own copies."""
+SMALLEST_SIDE = 32
+"""Blocks are not cut below this side: the halo of a block is about as wide."""
+COARSE_SHARE = 0.25
+"""Of the memory at hand, for the sums of coarse scales over the whole volume."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """The block size of one volume."""
+
+    shape: tuple[int, int, int]
+    """Voxels of a block."""
+    steps: tuple[int, int, int]
+    """Least common multiple of the lattice steps along each axis."""
+    map_bytes: int
+    """Of the widest map, a sample of a plane."""
+    coarse_cells: int
+    """Cells of coarse sums that may be held at once."""
+    batch_bytes: int
+
+    def images(self, pixels: int) -> int:
+        """Return how many planes of `pixels` samples make a batch, at least one."""
+        return max(1, self.batch_bytes // (self.map_bytes * pixels))
+
+    def allows_whole(self, cells: int) -> bool:
+        """Return whether the sums of a coarse scale may be held for the whole volume."""
+        return cells <= self.coarse_cells
+
+    def split(self, box: Box, share: int = 1) -> Iterator[Box]:
+        """Yield blocks that fill `box`, whose starts are multiples of `steps`.
+
+        Args:
+          box: [start, stop) in voxels.
+          share: one voxel in so many is evaluated; blocks may be larger by as much.
+        """
+        sizes = list(self.shape)
+        while share > 1:
+            axis = int(np.argmin(sizes))
+            sizes[axis] *= 2
+            share //= 2
+        ranges = [
+            [(s, min(stop, s + size)) for s in range(start, stop, size)]
+            for (start, stop), size in zip(box, sizes, strict=True)
+        ]
+        for x in ranges[0]:
+            for y in ranges[1]:
+                for z in ranges[2]:
+                    yield x, y, z
+
+
+def _needed(network: DenseNetwork, block: Sequence[int], map_bytes: int, batch_bytes: int) -> int:
+    """Return the bytes that evaluating a block takes."""
+    halo = network.rule.size - 1
+    sides = sorted(n + halo for n in block)
+    widest = max(batch_bytes, map_bytes * sides[-1] * sides[-2])
+    sums = 4 * network.units * int(np.prod(block))
+    return sums + sums // block[0] + LIVE_MAPS * widest
+
+
+def _fixed(network: DenseNetwork, shape: Sequence[int]) -> int:
+    """Return the bytes of padded planes of all scales, and of the map."""
+    halo = network.rule.size
+    total = 2 * int(np.prod(shape))
+    for steps in network.rule.steps:
+        x, y, z = (-(-n // s) for n, s in zip(shape, steps, strict=True))
+        px, py, pz = x + halo, y + halo, z + halo
+        total += z * px * py + y * px * pz + x * py * pz
+    return total
+
+
+def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int) -> BlockPlan:
+    """Choose the block size for a volume.
+
+    Args:
+      network: the dense form of a model.
+      shape: (X, Y, Z) of the volume.
+      max_memory_mb: resident memory that the process may reach, MB (10^6 bytes).
+
+    Raises:
+      DataError: the limit is below what the process holds with the smallest block; the least limit is named.
+    """
+    base = psutil.Process().memory_info().rss + _fixed(network, shape)
+    free = max_memory_mb * MEGABYTE - base
+    map_bytes = network.width * (2 if network.precision == "bfloat16" else 4)
+    steps = tuple(int(np.lcm.reduce([s[axis] for s in network.rule.steps])) for axis in range(3))
+    batch = min(BATCH_BYTES, max(0, free) // (4 * LIVE_MAPS))
+    block = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]
+    coarse = int(max(0, free) * COARSE_SHARE) // (4 * network.units)
+    while _needed(network, block, map_bytes, batch) > free * (1 - COARSE_SHARE):
+        axis = int(np.argmax(block))
+        half = -(-block[axis] // (2 * steps[axis])) * steps[axis]
+        if block[axis] <= SMALLEST_SIDE or half == block[axis]:
+            least = (base + _needed(network, block, map_bytes, 0) / (1 - COARSE_SHARE)) / MEGABYTE
+            raise DataError(
+                f"--max-memory: expected at least {int(least * 1.1) + 1} MB for a volume of "
+                f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
+            )
+        block[axis] = half
+    x, y, z = block
+    return BlockPlan((x, y, z), steps, map_bytes, coarse, batch)  # type: ignore[arg-type]

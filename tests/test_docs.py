@@ -1,0 +1,47 @@
+"""The documents against the code: flags have their row, links lead somewhere, modules are named."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    "plan": ("data_prep.plan", "PlanArguments"),
+    "write_records": ("data_prep.write_records", "WriteArguments"),
+    "records": ("femur_tf.records", "CheckArguments"),
+    "train": ("femur_tf.train", "TrainArguments"),
+    "evaluate": ("femur_tf.evaluate", "EvaluateArguments"),
+    "segment": ("femur_tf.segment", "SegmentArguments"),
+    "export": ("femur_tf.export", "ExportArguments"),
+    "demo": ("femur_tf.demo", "DemoArguments"),
+}
+POSITIONAL = {"work", "image", "mask", "folder"}
+
+
+def _flags_in_table(text):
+    """Return the flags in the first cells of a page's tables."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return {flag for row in rows for flag in re.findall(r"`(--[a-z-]+)`", row.split("|")[1])}
+
+
+@pytest.mark.parametrize(("page", "module", "name"), [(page, *where) for page, where in COMMANDS.items()])
+def test_a_commands_page_has_its_flags_and_no_others(page, module, name):
+    fields = dataclasses.fields(getattr(importlib.import_module(module), name))
+    flags = {"--" + field.name.replace("_", "-") for field in fields if field.name not in POSITIONAL}
+    assert _flags_in_table((ROOT / "docs" / f"{page}.md").read_text()) == flags
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_architecture_names_every_module():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    modules = {path.stem for folder in ("femur_tf", "data_prep") for path in (ROOT / folder).glob("[a-z]*.py")}
+    assert not {name for name in modules if f"`{name}`" not in text}

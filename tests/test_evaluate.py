@@ -1,0 +1,174 @@
+"""Evaluating: scores by hand, what is saved, what validation may choose and a test may not."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+
+import bright
+import numpy as np
+import pytest
+import tiny
+
+from femur_tf import bundle, command, config, evaluate, files, metrics, postprocess, predict, study
+from femur_tf.errors import DataError
+from femur_tf.evaluate import EvaluateArguments
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A run without a recipe."""
+    return bright.save_run(tmp_path_factory.mktemp("model"), chosen=None)
+
+
+@pytest.fixture
+def work(tmp_path, model, monkeypatch):
+    """A study with a run that was not evaluated. The network is loaded once a test."""
+    tiny.write_study(tmp_path, rule=bright.RULE)
+    run = tmp_path / "runs" / "default"
+    run.mkdir(parents=True)
+    for name in (bundle.MODEL, bundle.CONFIG):
+        (run / name).write_bytes((model / name).read_bytes())
+    return tmp_path
+
+
+def choose(work, **options):
+    return evaluate.evaluate(EvaluateArguments(work, **options))
+
+
+def test_the_scores_of_a_shifted_cube_by_hand():
+    reference, mask = np.zeros((2, 6, 6, 6), bool)
+    reference[1:3, 1:3, 1:3] = True
+    mask[2:4, 1:3, 1:3] = True  # half of it, shifted by one voxel of 2 mm
+    score = evaluate.score("a", mask, reference, (2.0, 1.0, 1.0))
+    assert (score.dice, score.ppv, score.sensitivity) == (0.5, 0.5, 0.5)
+    assert score.specificity == pytest.approx(1 - 4 / 208)
+    assert (score.surface_mm, score.hausdorff95_mm) == (1.0, 2.0)  # half of the voxels lie 2 mm apart, half on it
+    assert (score.volume_cm3, score.reference_cm3) == (0.016, 0.016)
+
+
+def test_an_empty_mask_has_no_distance_and_no_ppv():
+    score = evaluate.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
+    assert (score.dice, score.sensitivity, score.volume_cm3) == (0.0, 0.0, 0.0)
+    assert math.isnan(score.ppv) and math.isnan(score.surface_mm) and math.isnan(score.hausdorff95_mm)
+
+
+def test_validation_chooses_and_test_only_measures(work):
+    choose(work)
+    run = work / "runs" / "default"
+    chosen = config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
+    assert (chosen.cases, chosen.method) == (("hip_03",), "dice")
+    before = (run / bundle.RECIPE).read_bytes()
+    scores = choose(work, part="test")
+    assert [score.case for score in scores] == ["hip_04"]
+    assert (run / bundle.RECIPE).read_bytes() == before
+
+
+def test_the_score_is_that_of_the_recipe_against_the_untouched_reference(work):
+    (score,) = choose(work)
+    found = bundle.load(work / "runs" / "default")
+    loaded = study.load_case(study.read_plan(work), study.read_plan(work).part("validation")[0])
+    map_ = bundle.working_map(found, loaded.image.volume)
+    own = bundle.to_own_grid(map_, loaded.image.volume)
+    mask = postprocess.apply(own, found.recipe, spacing_mm=tiny.SPACING_MM)
+    assert score.dice == metrics.dice(mask, tiny.ball())
+    assert found.chosen.dice == pytest.approx(score.dice)
+
+
+def test_a_report_has_the_table_as_csv_as_json_and_as_a_page(work):
+    (score,) = choose(work)
+    folder = work / "reports" / "default"
+    with (folder / "validation.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["case"], float(row["dice"])) == ("hip_03", score.dice)
+    saved = json.loads((folder / "validation.json").read_text())
+    assert (saved["part"], saved["cases"][0]["dice"]) == ("validation", score.dice)
+    assert "hip_03" in (folder / "validation.html").read_text()
+
+
+def test_undefined_scores_are_null_in_json(tmp_path):
+    nothing = evaluate.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
+    evaluate._save(tmp_path, "test", [nothing], {"auc": float("nan")})
+
+    def refuse(name):
+        raise ValueError(name)
+
+    saved = json.loads((tmp_path / "test.json").read_text(), parse_constant=refuse)
+    assert saved["auc"] is None and saved["cases"][0]["ppv"] is None
+
+
+def test_a_map_is_computed_once(work, monkeypatch):
+    choose(work)
+    monkeypatch.setattr(predict, "probability_map", lambda *_: pytest.fail("computed again"))
+    choose(work)
+
+
+def test_another_scan_under_the_same_name_gets_a_map_of_its_own(work):
+    first = choose(work)
+    bright.save(work / "images" / "hip_03.nii.gz", tiny.scan("another"))
+    assert choose(work) != first
+
+
+def test_the_working_grid_is_that_of_the_run_and_not_of_a_later_plan(work):
+    first = choose(work)
+    plan = study.read_plan(work)
+    other = dataclasses.replace(plan.data, patch=dataclasses.replace(plan.data.patch, spacing_mm=(3.0, 3.0, 3.0)))
+    files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, data=other)))
+    assert choose(work) == first
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [({"cutoff": "youden"}, "youden"), ({"cutoff": "specificity", "specificity": 0.9}, "specificity")],
+)
+def test_the_cutoff_can_be_chosen_otherwise(work, options, method):
+    choose(work, **options)
+    assert config.load(bundle.ChosenRecipe, work / "runs" / "default" / bundle.RECIPE).method == method
+
+
+def test_the_command_prints_every_score_and_their_mean(work, capsys, monkeypatch):
+    monkeypatch.setattr(command.console, "width", 200)
+    evaluate.main(EvaluateArguments(work))
+    shown = capsys.readouterr().out
+    assert "hip_03" in shown and "mean +- sd" in shown
+    assert f"Report: {work / 'reports' / 'default' / 'validation.html'}" in shown
+
+
+def test_the_mean_leaves_undefined_scores_out():
+    defined = evaluate.CaseScore("a", 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 1.0, 1.0)
+    row = evaluate._mean_row([defined, dataclasses.replace(defined, dice=0.7, ppv=math.nan, surface_mm=math.nan)])
+    assert row[:3] == ["mean +- sd", "0.600 +- 0.100", "0.500 +- 0.000"]
+    nothing = evaluate._mean_row([dataclasses.replace(defined, ppv=math.nan)])
+    assert nothing[2] == "nan"
+
+
+@pytest.mark.parametrize("options", [{"cutoff": "dice"}, {"specificity": 0.9}])
+def test_a_choice_on_test_cases_is_refused(work, options):
+    with pytest.raises(DataError, match="Expected no choice on test cases"):
+        choose(work, part="test", **options)
+
+
+def test_a_test_before_the_choice_is_refused(work):
+    with pytest.raises(DataError, match="Choose one on the validation cases first"):
+        choose(work, part="test")
+    assert not (work / "reports").exists()
+
+
+def test_a_specificity_that_would_be_ignored_or_cannot_be_had_is_refused(work):
+    with pytest.raises(DataError, match="Expected --cutoff specificity"):
+        choose(work, specificity=0.9)
+    with pytest.raises(DataError, match="hip_03: expected a specificity of at most 1"):
+        choose(work, cutoff="specificity", specificity=2.0)
+
+
+def test_a_study_without_that_run_or_that_part_is_told_what_to_do(work, tmp_path):
+    with pytest.raises(DataError, match=r"runs/wide: expected a trained run. Run first: python -m femur_tf\.train"):
+        choose(work, run="wide")
+    plan = study.read_plan(work)
+    files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=plan.part("train"))))
+    with pytest.raises(DataError, match=r"expected validation cases\. Received: none"):
+        choose(work)
+    with pytest.raises(DataError, match=r"expected a plan, found none. Run first: python -m data_prep\.plan"):
+        choose(tmp_path / "empty")

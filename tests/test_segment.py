@@ -1,0 +1,246 @@
+"""Segmenting: what is written, on whose grid, for a file, a DICOM folder and a folder of scans."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import bright
+import nibabel
+import numpy as np
+import pytest
+import tiny
+
+from femur_tf import bundle, image_io, segment
+from femur_tf.config import RecipeConfig
+from femur_tf.errors import DataError
+from femur_tf.segment import SegmentArguments
+
+OBLIQUE = np.array([[0.0, -0.6, 1.6, 5.0], [0.0, 0.8, 1.2, -7.0], [-1.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
+"""First axis to inferior, spacing (1, 1, 2) mm, turned by 37 degrees about the patient's long axis."""
+BALL_DICE = 0.8
+"""The network blurs; a mask of the ball that is at least this good has found it."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return bright.save_run(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return bundle.load(model)
+
+
+@pytest.fixture(autouse=True)
+def loads_once(monkeypatch, model, loaded):
+    """Load the model of this module once for all tests."""
+    real = bundle.load
+    monkeypatch.setattr(bundle, "load", lambda folder: loaded if folder == model else real(folder))
+
+
+def run(image: Path, mask: Path, model: Path, **options) -> int:
+    return segment.main(SegmentArguments(image, mask, model, **options))
+
+
+def read(path: Path) -> np.ndarray:
+    return image_io.read_image(path).volume.data
+
+
+def dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def test_the_bright_ball_is_found_on_the_scans_own_grid(tmp_path, model, capsys):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    assert run(scan, tmp_path / "out" / "mask.nii.gz", model) == 0
+    written, header = nibabel.load(tmp_path / "out" / "mask.nii.gz"), nibabel.load(scan).header
+    assert (written.shape, written.get_data_dtype()) == (tiny.SHAPE, np.uint8)
+    np.testing.assert_array_equal(written.affine, nibabel.load(scan).affine)
+    assert written.header["sform_code"] == header["sform_code"]
+    mask = np.asarray(written.dataobj)
+    assert set(np.unique(mask)) == {0, 1}
+    assert dice(mask > 0, tiny.ball()) > BALL_DICE
+    assert f"{mask.sum() * 2 / 1000:.1f}" in capsys.readouterr().out  # a voxel has 2 mm3
+
+
+def test_the_probability_is_float32_on_the_scans_own_grid(tmp_path, model):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a")[::-1], np.diag([-1.0, 1.0, 2.0, 1.0]))
+    run(scan, tmp_path / "mask.nii.gz", model, probability=tmp_path / "map.nii.gz")
+    written = nibabel.load(tmp_path / "map.nii.gz")
+    assert (written.shape, written.get_data_dtype()) == (tiny.SHAPE, np.float32)
+    found = np.asarray(written.dataobj)
+    assert 0 <= found.min() < 0.1 and 0.9 < found.max() <= 1
+    assert not (read(tmp_path / "mask.nii.gz").astype(bool) & (found < bright.RECIPE.cutoff)).any()
+
+
+def test_sides_labels_the_patients_left_1_and_right_2(tmp_path, model):
+    data = np.full((170, 20, 12), 100, np.int16)
+    data[10:30, 4:16, 2:10] = data[140:160, 4:16, 2:10] = 250
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis runs to the patient's left
+    chosen = dataclasses.replace(bright.CHOSEN, recipe=RecipeConfig(0.5, ()))
+    two = bright.save_run(tmp_path / "two", chosen=chosen)
+    scan = bright.save(tmp_path / "scan.nii", data, affine)
+    run(scan, tmp_path / "mask.nii.gz", two, sides=True)
+    labels = read(tmp_path / "mask.nii.gz")
+    assert labels[20, 10, 6] == 2 and labels[150, 10, 6] == 1
+    assert set(np.unique(labels)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("axes", "flips"), [((0, 1, 2), (-1, -1, -1)), ((0, 2, 1), (-1, 1, -1)), ((2, 0, 1), (1, -1, 1))]
+)
+def test_a_turned_scan_gets_the_turned_mask(tmp_path, model, axes, flips):
+    """Whatever order and direction a file keeps its axes in, the same patient gets the same mask."""
+    data, affine = tiny.scan("a"), np.diag([*tiny.SPACING_MM, 1.0])
+    turn = np.zeros((4, 4))  # new voxel index -> old
+    turn[3, 3] = 1
+    for new, (old, sign) in enumerate(zip(axes, flips, strict=True)):
+        turn[old, new] = sign
+        turn[old, 3] = 0 if sign > 0 else data.shape[old] - 1
+    slices = tuple(slice(None, None, sign) for sign in flips)
+    run(bright.save(tmp_path / "a.nii", data, affine), tmp_path / "a.nii.gz", model)
+    run(bright.save(tmp_path / "b.nii", data.transpose(axes)[slices], affine @ turn), tmp_path / "b.nii.gz", model)
+    np.testing.assert_array_equal(read(tmp_path / "b.nii.gz"), read(tmp_path / "a.nii.gz").transpose(axes)[slices])
+
+
+def test_an_oblique_scan_of_another_spacing_keeps_its_grid(tmp_path, model, capsys):
+    affine = OBLIQUE @ np.diag([1.2, 1.1, 0.8, 1.0])
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), affine)
+    run(scan, tmp_path / "mask.nrrd", model)
+    found = image_io.read_image(tmp_path / "mask.nrrd").volume
+    assert found.shape == tiny.SHAPE
+    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+    assert dice(found.data > 0, tiny.ball()) > BALL_DICE
+    assert "is resampled to 1 x 1 x 2 mm" in capsys.readouterr().err
+
+
+def test_a_dicom_folder_is_one_scan(tmp_path, model):
+    series = bright.save_dicom(tmp_path / "series", tiny.scan("a"))
+    assert run(series, tmp_path / "mask.nii.gz", model) == 0
+    mask = image_io.read_image(tmp_path / "mask.nii.gz").volume
+    assert mask.shape == tiny.SHAPE
+    np.testing.assert_allclose(mask.affine, image_io.read_image(series).volume.affine, atol=1e-5)
+    assert dice(mask.data > 0, tiny.ball()) > BALL_DICE
+
+
+def test_of_a_folder_the_broken_scan_is_named_and_the_others_are_done(tmp_path, model, capsys):
+    for name in ("a", "c"):
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    (tmp_path / "scans" / "b.nii.gz").write_bytes(b"no image")
+    bright.save_dicom(tmp_path / "scans" / "d", tiny.scan("d"))
+    assert run(tmp_path / "scans", tmp_path / "masks", model) == 2
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
+    shown = capsys.readouterr()
+    assert "b.nii.gz: expected" in shown.err
+    assert "a.nii.gz" in shown.out and "c.nii.gz" in shown.out
+
+
+def test_masks_that_exist_are_passed_over_and_replaced_only_when_asked(tmp_path, model, capsys):
+    for name in ("a", "b"):
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    kept = tmp_path / "masks" / "a.nii.gz"
+    kept.parent.mkdir()
+    kept.write_bytes(b"corrected by hand")
+    assert run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps") == 0
+    assert kept.read_bytes() == b"corrected by hand"
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["b.nii.gz"]
+    assert "1 of 2 scans have a mask and are passed over" in capsys.readouterr().out
+    run(tmp_path / "scans", tmp_path / "masks", model, overwrite=True)
+    assert read(kept).shape == tiny.SHAPE
+
+
+def test_a_scan_smaller_than_a_patch_is_segmented(tmp_path, model):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a")[6:18, 6:14, 3:5])
+    assert run(scan, tmp_path / "mask.nii.gz", model) == 0
+    assert read(tmp_path / "mask.nii.gz").shape == (12, 8, 2)
+
+
+def test_a_constant_scan_gets_an_empty_mask(tmp_path, model, capsys):
+    run(bright.save(tmp_path / "scan.nii.gz", np.full(tiny.SHAPE, 7, np.int16)), tmp_path / "mask.nii.gz", model)
+    assert not read(tmp_path / "mask.nii.gz").any()
+    assert "0.0" in capsys.readouterr().out
+
+
+def test_a_far_spacing_is_warned_of_with_what_is_resampled(tmp_path, model, capsys):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), np.diag([1.0, 1.0, 5.2, 1.0]))
+    run(scan, tmp_path / "mask.nii.gz", model)
+    told = capsys.readouterr().err
+    assert f"warning: {scan}: spacing 1 x 1 x 5.2 mm is resampled to 1 x 1 x 2 mm, far from what" in told
+
+
+def test_a_near_spacing_is_said_and_not_warned_of(tmp_path, model, capsys):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), np.diag([1.0, 1.2, 2.4, 1.0]))
+    run(scan, tmp_path / "mask.nii.gz", model)
+    shown = capsys.readouterr()
+    assert "scan: spacing 1 x 1.2 x 2.4 mm is resampled to 1 x 1 x 2 mm\n" in shown.out
+    assert "warning" not in shown.err
+
+
+def test_a_scan_of_the_models_own_spacing_says_nothing_of_it(tmp_path, model, capsys):
+    run(bright.save(tmp_path / "scan.nii.gz", tiny.scan("a")), tmp_path / "mask.nii.gz", model)
+    shown = capsys.readouterr()
+    assert "resampled" not in shown.out + shown.err
+
+
+def test_an_existing_mask_is_kept_without_overwrite(tmp_path, model):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    (tmp_path / "mask.nii.gz").write_bytes(b"corrected by hand")
+    with pytest.raises(DataError, match=r"mask\.nii\.gz: already exists. Pass --overwrite"):
+        run(scan, tmp_path / "mask.nii.gz", model)
+    (tmp_path / "map.nii.gz").write_bytes(b"kept")
+    with pytest.raises(DataError, match=r"map\.nii\.gz: already exists. Pass --overwrite"):
+        run(scan, tmp_path / "new.nii.gz", model, probability=tmp_path / "map.nii.gz")
+    assert (tmp_path / "mask.nii.gz").read_bytes() == b"corrected by hand"
+    run(scan, tmp_path / "mask.nii.gz", model, overwrite=True)
+    assert read(tmp_path / "mask.nii.gz").shape == tiny.SHAPE
+
+
+def test_a_scan_is_never_replaced_by_its_mask(tmp_path, model):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    before = scan.read_bytes()
+    with pytest.raises(DataError, match="expected a place of its own for each output"):
+        run(scan, scan, model, overwrite=True)
+    with pytest.raises(DataError, match="expected a place of its own for each output"):
+        run(scan, tmp_path / "m.nii.gz", model, probability=tmp_path / "m.nii.gz")
+    with pytest.raises(DataError, match="expected another folder than that of the scans"):
+        run(tmp_path, tmp_path, model, overwrite=True)
+    assert scan.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "words"),
+    [
+        ("mask.png", {}, "expected a name that ends in"),
+        ("mask", {}, "expected a name that ends in"),
+        ("mask.nii.gz", {"probability": Path("map.jpg")}, "expected a name that ends in"),
+    ],
+)
+def test_an_unknown_format_is_refused_before_any_work(tmp_path, model, mask, options, words):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    with pytest.raises(DataError, match=words):
+        run(scan, tmp_path / mask, model, **options)
+
+
+def test_a_file_in_the_place_of_the_folder_of_masks_is_refused(tmp_path, model):
+    bright.save(tmp_path / "scans" / "a.nii.gz", tiny.scan("a"))
+    (tmp_path / "masks").touch()
+    with pytest.raises(DataError, match="expected a folder to write to"):
+        run(tmp_path / "scans", tmp_path / "masks", model)
+    with pytest.raises(DataError, match="expected a folder for the masks alone"):
+        run(tmp_path / "scans", tmp_path / "out", model, probability=tmp_path / "out")
+
+
+def test_nothing_to_segment_is_refused(tmp_path, model):
+    with pytest.raises(DataError, match=r"none: expected a scan or a folder of scans\. Received: no such file"):
+        run(tmp_path / "none", tmp_path / "mask.nii.gz", model)
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(DataError, match=r"expected scans in the folder\. Received: none"):
+        run(tmp_path / "scans", tmp_path / "masks", model)
+
+
+def test_a_model_without_a_recipe_is_refused(tmp_path):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    raw = bright.save_run(tmp_path / "raw", chosen=None)
+    with pytest.raises(DataError, match="Choose one on the validation cases first"):
+        run(scan, tmp_path / "mask.nii.gz", raw)

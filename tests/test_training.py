@@ -1,0 +1,341 @@
+"""The training loop: that it learns, stops when it should, and goes on after a kill as if there had been none."""
+
+import contextlib
+import csv
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from femur_tf import callbacks, config, files, training
+from femur_tf.callbacks import State
+from femur_tf.config import AugmentConfig, ModelConfig, RunConfig, TrainConfig
+from femur_tf.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+WEIGHT_TOLERANCE = 1e-6
+"""The order of sums in threads."""
+RATE_TOLERANCE = 1e-6
+"""A learning rate is a float32."""
+MODEL = ModelConfig(filters=(3,), dense=(4,), dropout_dense=0.0)
+TRAIN = TrainConfig(batch=64, epochs=3, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The records folder of a tiny study; not to be changed."""
+    work = tmp_path_factory.mktemp("work")
+    tiny.write_all(work)
+    return work / "records"
+
+
+def settings(network=MODEL, **changes):
+    """Return the settings of a run on the tiny records."""
+    data = config.DataConfig(patch=tiny.RULE, sampling=tiny.SAMPLING)
+    return RunConfig(data, network, dataclasses.replace(TRAIN, **changes))
+
+
+def weights(folder, epoch):
+    """Return model and optimizer weights of a checkpoint."""
+    network = keras.saving.load_model(callbacks.checkpoint_path(folder, epoch) / "model.keras")
+    return [variable.numpy() for variable in (*network.weights, *network.optimizer.variables)]
+
+
+def rows(folder):
+    """Return the rows of a run's history."""
+    with (folder / "history.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+class Killed(RuntimeError):
+    """Stands for the end of the process."""
+
+
+def killed(*arguments):
+    """Stand for a function in which the process ends."""
+    raise Killed
+
+
+@contextlib.contextmanager
+def killed_after(epochs):
+    """Let a training end, with no chance to clean up, right after a checkpoint."""
+    save = callbacks.Checkpoint.on_epoch_end
+
+    def on_epoch_end(self, epoch, logs=None):
+        save(self, epoch, logs)
+        if epoch + 1 == epochs:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "on_epoch_end", on_epoch_end)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(written, tmp_path_factory):
+    """A run of three epochs, and its state."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, training.train(written, folder, settings())
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, 1.0), (0.5, 0.505), (1.0, 0.01), (1.5, 0.01)],  # half-way between 1 and a hundredth
+)
+def test_a_cosine_falls_to_a_hundredth(share, expected):
+    rate = callbacks.learning_rate(TrainConfig(learning_rate=1.0, schedule="cosine"), share)
+    assert rate == pytest.approx(expected)
+
+
+def test_a_constant_rate_stays():
+    train = TrainConfig(learning_rate=0.3, schedule="constant")
+    assert {callbacks.learning_rate(train, share) for share in (0.0, 0.5, 1.0)} == {0.3}
+
+
+def test_checkpoints_are_listed_oldest_first(tmp_path):
+    for epoch in (10, 2):
+        callbacks.checkpoint_path(tmp_path, epoch).mkdir(parents=True)
+    (tmp_path / "checkpoint/.partial-1-epoch-0011").mkdir()
+    assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0002", "epoch-0010"]
+
+
+def test_the_clock_counts_on_from_earlier_seconds():
+    clock = callbacks.Clock(100.0)
+    end = time.process_time() + 0.02 * clock.cores
+    while time.process_time() < end:
+        math.sqrt(2.0)
+    assert 100.015 < clock.seconds() < 110
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "momentum"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.8}, keras.optimizers.SGD, "momentum"),
+        ({"optimizer": "adam", "momentum": 0.8}, keras.optimizers.Adam, "beta_1"),
+        ({"optimizer": "adamw", "momentum": 0.8}, keras.optimizers.AdamW, "beta_1"),
+    ],
+)
+def test_the_optimizer_is_that_of_the_settings(changes, kind, momentum):
+    optimizer = training.compiled(settings(**changes)).optimizer
+    assert type(optimizer) is kind
+    assert getattr(optimizer, momentum) == 0.8
+
+
+def test_the_same_seed_starts_from_the_same_weights():
+    one, same, other = (training.compiled(settings(seed=seed)).get_weights() for seed in (1, 1, 2))
+    assert all((a == b).all() for a, b in zip(one, same, strict=True))
+    assert any((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+def test_mixed_precision_computes_in_float16_and_leaves_the_process_as_it_was():
+    network = training.compiled(settings(mixed_precision=True))
+    assert network.layers[1].compute_dtype == "float16"
+    assert network.layers[-1].compute_dtype == "float32"
+    assert all(weight.dtype == "float32" for weight in network.weights)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_the_device_is_announced(capsys):
+    training.announce_device()
+    shown = capsys.readouterr()
+    assert "Training on GPU" in shown.out if callbacks.has_gpu() else "NO GPU FOUND" in shown.err
+
+
+def test_a_run_learns_and_leaves_its_files(uninterrupted):
+    folder, state = uninterrupted
+    assert (state.epoch, state.finished) == (3, True)
+    assert state.history[-1]["loss"] < state.history[0]["loss"]
+    assert state.history[-1]["val_auc"] > 0.8  # the ball is bright
+    assert config.load(RunConfig, folder / "config.json") == settings()
+    assert keras.saving.load_model(folder / "model.keras").input_shape == (None, 8, 8, 6)
+    assert list((folder / "logs/validation").iterdir())
+    assert [path.name for path in callbacks.checkpoints(folder)] == ["epoch-0003"]
+
+
+def test_the_history_has_a_row_an_epoch(uninterrupted):
+    folder, state = uninterrupted
+    found = rows(folder)
+    assert [int(row["epoch"]) for row in found] == [1, 2, 3]
+    assert list(found[0]) == [
+        "epoch", "seconds", "learning_rate", "auc", "dice", "loss", "val_auc", "val_dice", "val_loss"
+    ]  # fmt: skip
+    assert [float(row["val_loss"]) for row in found] == [row["val_loss"] for row in state.history]
+
+
+def test_the_best_model_is_that_of_the_lowest_validation_loss(uninterrupted, written):
+    folder, state = uninterrupted
+    assert state.best_loss == min(row["val_loss"] for row in state.history)
+    best = keras.saving.load_model(folder / "model.keras")
+    manifest = training.records.read_manifest(written)
+    batches = training.dataset.batches(written, manifest, "validation", batch=64)
+    assert best.evaluate(batches, return_dict=True, verbose=0)["loss"] == pytest.approx(state.best_loss, abs=1e-5)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(uninterrupted, written, tmp_path):
+    whole, expected = uninterrupted
+    folder = tmp_path / "killed"
+    with killed_after(2), pytest.raises(Killed):
+        training.train(written, folder, settings())
+    assert [path.name for path in callbacks.checkpoints(folder)] == ["epoch-0002"]
+    state = training.train(written, folder, settings())
+    for found, known in zip(weights(folder, 3), weights(whole, 3), strict=True):
+        np.testing.assert_allclose(found, known, rtol=0, atol=WEIGHT_TOLERANCE)
+    assert [int(row["epoch"]) for row in rows(folder)] == [1, 2, 3]
+    assert state.seconds > state.history[1]["seconds"]
+    for row, known in zip(state.history, expected.history, strict=True):
+        assert row["learning_rate"] == pytest.approx(known["learning_rate"], rel=RATE_TOLERANCE)
+        assert row["val_loss"] == pytest.approx(known["val_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_saves_does_the_epoch_again(written, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "checkpoint_path", killed)
+        with pytest.raises(Killed):
+            training.train(written, folder, settings(epochs=1))
+    assert callbacks.checkpoints(folder) == []
+    state = training.train(written, folder, settings(epochs=1))
+    assert [int(row["epoch"]) for row in rows(folder)] == [1] == [row["epoch"] for row in state.history]
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, written, monkeypatch, capsys):
+    folder, state = uninterrupted
+    monkeypatch.setattr(keras.Sequential, "fit", None)
+    assert training.train(written, folder, settings()) == state
+    assert "this run is finished (3 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_trained_anew_when_it_may_be_overwritten(written, tmp_path):
+    folder = tmp_path / "run"
+    training.train(written, folder, settings(epochs=1))
+    state = training.train(written, folder, settings(epochs=1, batch=90), overwrite=True)
+    assert len(rows(folder)) == 1
+    assert state.history[0]["epoch"] == 1
+    assert config.load(RunConfig, folder / "config.json").train.batch == 90
+
+
+def test_minutes_end_a_run_within_an_epoch(written, tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
+    state = training.train(written, tmp_path / "run", settings(), minutes=0.5)  # 30 looks at the clock
+    assert state.finished
+    assert 2 <= state.epoch < 30
+    assert state.seconds >= 30
+    rates = [row["learning_rate"] for row in state.history]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.05 * TRAIN.learning_rate  # the cosine ends with the minutes
+
+
+def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path):
+    still = {"learning_rate": 1e-12, "epochs": 50, "patience": 2, "optimizer": "sgd", "schedule": "constant"}
+    state = training.train(written, tmp_path / "run", settings(**still))
+    assert state.finished
+    assert state.waited >= 2
+    assert state.epoch < 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "focal"},
+        pytest.param({"loss": "weighted", "bone_weight": 5.0}, marks=pytest.mark.slow),
+        pytest.param({"mixed_precision": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_other_losses_and_precision_train(written, tmp_path, changes):
+    state = training.train(written, tmp_path / "run", settings(epochs=1, **changes))
+    assert math.isfinite(state.best_loss)
+
+
+@pytest.mark.slow
+def test_a_weight_moves_the_loss(written, tmp_path):
+    plain, heavy = (
+        training.train(written, tmp_path / str(weight), settings(epochs=1, loss="weighted", bone_weight=weight))
+        for weight in (1.0, 20.0)
+    )
+    assert heavy.history[0]["loss"] > 2 * plain.history[0]["loss"]
+
+
+START = """
+import dataclasses, sys
+from pathlib import Path
+import tiny
+from femur_tf import config, training
+settings = config.load(config.RunConfig, Path(sys.argv[3]))
+training.train(Path(sys.argv[1]), Path(sys.argv[2]), settings)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_a_run_that_goes_on(written, tmp_path):
+    folder = tmp_path / "run"
+    endless = settings(epochs=400, patience=400)
+    files.write_json(tmp_path / "settings.json", config.to_dict(endless))
+    command = [sys.executable, "-c", START, str(written), str(folder), str(tmp_path / "settings.json")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 120
+        while not callbacks.checkpoints(folder) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, shown = process.communicate()
+    assert process.returncode == -signal.SIGKILL, shown.decode()
+    before = State(**files.read_json(callbacks.checkpoints(folder)[-1] / "state.json"))
+    assert before.epoch >= 1
+    with killed_after(before.epoch + 2), pytest.raises(Killed):
+        training.train(written, folder, endless)
+    assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, before.epoch + 3))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (settings(epochs=4), r"train\.epochs\."),
+        (settings(dataclasses.replace(MODEL, filters=(4,)), seed=1), r"model\.filters, train\.seed\."),
+        (settings(augment=AugmentConfig(flip=False)), r"train\.augment\.flip\."),
+    ],
+)
+def test_a_run_made_with_other_settings_is_refused_and_named(uninterrupted, written, other, named):
+    folder, _ = uninterrupted
+    with pytest.raises(DataError, match=rf"config\.json: expected the settings of this command\. .*another {named}"):
+        training.train(written, folder, other)
+
+
+def test_a_folder_without_records_says_what_to_run_first(tmp_path):
+    with pytest.raises(DataError, match=r"Run first: python -m data_prep\.write_records"):
+        training.train(tmp_path / "records", tmp_path / "run", settings())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dataclasses.replace(settings(), data=config.DataConfig()), "expected records with the patches of"),
+        (settings(dataclasses.replace(MODEL, filters=(1, 1, 1))), "leaves at least 1x1"),
+    ],
+)
+def test_settings_that_cannot_be_trained_leave_no_trace(written, tmp_path, bad, message):
+    with pytest.raises(DataError, match=message):
+        training.train(written, tmp_path / "run", bad)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_kept_where_its_successor_cannot_be_trained(uninterrupted, written):
+    folder, _ = uninterrupted
+    bad = dataclasses.replace(settings(), data=config.DataConfig())
+    with pytest.raises(DataError, match="expected records with the patches of"):
+        training.train(written, folder, bad, overwrite=True)
+    assert (folder / "model.keras").exists()
