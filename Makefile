@@ -22,7 +22,7 @@ $(READY): setup.py constraints.txt
 	@touch $@
 
 demo: $(READY)  ## a phantom cohort through the whole line, in a few minutes
-	$(RUN) femur_tf.demo
+	$(RUN) femur_tf.demo --overwrite
 
 test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
 	$(RUN) pytest --cov --cov-report=term --durations=10

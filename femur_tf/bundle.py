@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from femur_tf import config, files, predict, study, volume
+from femur_tf import config, files, predict, volume
 from femur_tf.errors import DataError
 
 MODEL, CONFIG, RECIPE = "model.keras", "config.json", "recipe.json"
@@ -125,18 +125,29 @@ def load(folder: Path) -> Bundle:
     return Bundle(place, model, settings, chosen)
 
 
-def working_map(bundle: Bundle, image: volume.Volume) -> volume.Volume:
+def working_map(
+    bundle: Bundle,
+    working: volume.Volume,
+    options: config.PredictConfig = predict.DEFAULT,
+    *,
+    verify: int = 0,
+) -> volume.Volume:
     """Return the probability of bone on the working grid.
 
     Args:
       bundle: the model.
-      image: (X, Y, Z) on its own grid.
+      working: uint8, as `study.prepare` makes it.
+      options: precision, memory limit, coarse to fine or not.
+      verify: number of random voxels to compare with patch-wise evaluation.
 
     Returns:
       float16 in [0, 1] on the working grid.
+
+    Raises:
+      DataError: as `predict.probability_map` does.
     """
-    working = study.prepare(image, bundle.settings.data)
-    found = predict.probability_map(bundle.model, working.data, bundle.settings.data.patch)
+    rule = bundle.settings.data.patch
+    found = predict.probability_map(bundle.model, working.data, rule, options, verify=verify)
     return volume.Volume(found, working.affine)
 
 

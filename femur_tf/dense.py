@@ -145,7 +145,7 @@ def _head(functions: Sequence[Callable[[Any], Any]], units: int) -> Callable[[An
         import tensorflow as tf
 
         shape = (None, None, None, units)
-        return tf.function(head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)  # type: ignore[no-any-return]
+        return tf.function(head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     return head
 
 

@@ -14,7 +14,6 @@ import dataclasses
 
 import numpy as np
 from scipy import ndimage, spatial
-from sklearn import metrics as sklearn_metrics
 
 Spacing = tuple[float, float, float]
 FLOAT16_VALUES = np.arange(0x3C01, dtype=np.uint16).view(np.float16)
@@ -197,6 +196,8 @@ def auc(counts: VoxelCounts) -> float:
     """Return the area under the ROC curve; NaN unless both classes have voxels."""
     if not counts.positives.any() or not counts.negatives.any():
         return float("nan")  # no pair of a bone and a background voxel to rank
+    from sklearn import metrics as sklearn_metrics  # here, because its import takes half a second
+
     line = curve(counts)
     return float(sklearn_metrics.auc(line.false_positive_rate, line.true_positive_rate))
 

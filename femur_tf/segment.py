@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
-from femur_tf import command, files, image_io, postprocess, volume
+from femur_tf import command, config, files, image_io, postprocess, study, volume
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class SegmentArguments:
     passed over, so that an interrupted run goes on. Research use, not diagnosis.
     """
 
-    image: Annotated[Path, tyro.conf.Positional]
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """A NIfTI, NRRD or MetaImage file, a DICOM folder, or a folder of any of these."""
-    mask: Annotated[Path, tyro.conf.Positional]
+    mask: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASK")]
     """The file to write (its suffix chooses the format), or the folder to write NAME.nii.gz files to."""
     model: Path
     """A saved model (saved_models/NAME) or a run folder (work/runs/NAME)."""
@@ -42,6 +43,11 @@ class SegmentArguments:
     """Label the patient's left femur 1 and the right one 2, instead of both 1."""
     overwrite: bool = False
     """Replace masks that exist."""
+    verify: int = 0
+    """Random voxels to evaluate patch by patch too; the largest difference is printed, a large one is an error."""
+    prediction: tyro.conf.OmitArgPrefixes[config.PredictConfig] = dataclasses.field(
+        default_factory=config.PredictConfig
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,30 +134,60 @@ def _announce_resampling(job: Job, image: image_io.Image, spacing_mm: tuple[floa
         command.say(f"{job.name}: spacing {text} mm")
 
 
-def segment(job: Job, image: image_io.Image, bundle: Bundle, *, sides: bool) -> Result:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan in memory."""
+
+    image: image_io.Image
+    working: volume.Volume
+    """uint8, on the model's working grid."""
+
+
+def prepare(job: Job, data: config.DataConfig) -> Prepared:
+    """Read a scan and bring it to the working grid.
+
+    Raises:
+      DataError: the scan cannot be used.
+    """
+    image = image_io.read_image(job.image)
+    return Prepared(image, study.prepare(image.volume, data))
+
+
+def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArguments) -> Result:
     """Segment one scan and write its mask.
 
     Args:
       job: what to write.
-      image: the scan.
+      scan: the scan.
       bundle: the model.
-      sides: label left 1 and right 2.
+      arguments: sides, verification and prediction options.
 
     Raises:
-      DataError: the model has no recipe, or a file could not be written.
+      DataError: the model has no recipe, a file could not be written, or verification failed.
     """
     from femur_tf import bundle as bundles
 
-    recipe = bundle.recipe
+    recipe, image = bundle.recipe, scan.image
     _announce_resampling(job, image, bundle.settings.data.patch.spacing_mm)
-    own = bundles.to_own_grid(bundles.working_map(bundle, image.volume), image.volume)
+    found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify)
+    own = bundles.to_own_grid(found, image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
-    labels = postprocess.sides(mask, image.volume.affine) if sides else mask
+    labels = postprocess.sides(mask, image.volume.affine) if arguments.sides else mask
     if job.probability:
         image_io.write_image(job.probability, own, like=image)
     image_io.write_image(job.mask, labels, like=image)
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
     return Result(job.name, cm3, postprocess.count_parts(mask), job.mask)
+
+
+def _ahead(todo: Sequence[Job], data: config.DataConfig) -> Iterator[tuple[Job, concurrent.futures.Future[Prepared]]]:
+    """Yield each job with its scan, while the scan after it is being read and prepared."""
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        scans = [reader.submit(prepare, job, data) for job in todo[:1]]
+        for index, job in enumerate(todo):
+            if index + 1 < len(todo):
+                scans.append(reader.submit(prepare, todo[index + 1], data))
+            yield job, scans.pop(0)
 
 
 def _outputs(job: Job) -> Iterator[Path]:
@@ -177,17 +213,17 @@ def main(arguments: SegmentArguments) -> int:
 
     bundle = bundles.load(arguments.model)
     results, failed = [], 0
-    for number, job in enumerate(todo, start=1):
+    for number, (job, scan) in enumerate(_ahead(todo, bundle.settings.data), start=1):
         command.say(f"{job.name} ({number} of {len(todo)})")
         try:
-            image = image_io.read_image(job.image)
+            prepared = scan.result()
         except DataError as error:
             if not is_folder:
                 raise
             command.fail(str(error))
             failed += 1
             continue
-        results.append(segment(job, image, bundle, sides=arguments.sides))
+        results.append(segment(job, prepared, bundle, arguments))
     rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, r.mask) for r in results]
     command.table("Femur masks", ("scan", "cm3", "parts", "file"), rows)
     return 2 if failed else 0
