@@ -74,17 +74,16 @@ class Progress(keras.callbacks.Callback):
     Train under `with progress.display`, which is also closed when training is interrupted.
     """
 
-    def __init__(self, settings: config.TrainConfig, state: State, steps: int, minutes: float | None) -> None:
+    def __init__(self, settings: config.TrainConfig, state: State, steps: int) -> None:
         """Keep the settings.
 
         Args:
-          settings: schedule, learning rate, epochs.
+          settings: schedule, learning rate, epochs or minutes.
           state: of the run; its history is written by `Checkpoint`.
           steps: batches an epoch.
-          minutes: training time to use; None: as many epochs as the settings say.
         """
         super().__init__()
-        self.settings, self.state, self.steps, self.minutes = settings, state, steps, minutes
+        self.settings, self.state, self.steps = settings, state, steps
         self.epoch = state.epoch
         self.display = command.progress(percent=True)
         self.bar = self.display.add_task("training", total=100)
@@ -95,8 +94,8 @@ class Progress(keras.callbacks.Callback):
 
     def share(self, batch: int) -> float:
         """Return how much of the run is done, in [0, 1]."""
-        if self.minutes is not None:
-            return min(1.0, self.clock.seconds() / (60 * self.minutes))
+        if self.settings.minutes is not None:
+            return min(1.0, self.clock.seconds() / (60 * self.settings.minutes))
         return (self.epoch + batch / self.steps) / self.settings.epochs
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -114,7 +113,7 @@ class Progress(keras.callbacks.Callback):
             loss = (logs or {}).get("loss", math.nan)
             text = f"epoch {self.epoch + 1}, step {batch + 1}/{self.steps}, loss {loss:.4f}"
             self.display.update(self.bar, completed=100 * share, description=text)
-        if self.minutes is not None and share >= 1:
+        if self.settings.minutes is not None and share >= 1:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -75,7 +75,7 @@ class NormalisationConfig:
     upper_percentile: float = 99.5
     """Of the foreground, the voxels above the volume's mean; becomes 255 (our choice)."""
     n4: bool = False
-    """Correct the bias field first (N4, SimpleITK); slow, about a minute a case (our choice: off)."""
+    """Correct the bias field first (N4, SimpleITK); about 10 to 20 s a hip case (our choice: off)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.lower_percentile < 50, self, "lower_percentile", "a percentile in [0, 50)")
@@ -134,9 +134,7 @@ class ModelConfig:
     """Initial value of each bias (source: 0.10). Kernels start from Glorot uniform (source: Xavier)."""
 
     def __post_init__(self) -> None:
-        _require(
-            len(self.filters) >= 1 and min(self.filters) >= 1, self, "filters", "one width or more, each at least 1"
-        )
+        _require(min(self.filters, default=0) >= 1, self, "filters", "one width or more, each at least 1")
         _require(self.kernel >= 1, self, "kernel", "at least 1")
         _require(self.pool >= 1, self, "pool", "at least 1")
         _require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
@@ -176,12 +174,13 @@ class TrainConfig:
     momentum: float = 0.9
     """Of SGD; Adam's beta_1 otherwise (our choice)."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls to a hundredth of the learning rate at the end of the epochs or minutes given (source:
-    constant)."""
+    """`cosine` falls to a hundredth of the learning rate by the end of the run (source: constant)."""
     batch: int = 256
     """Examples a step (source: 256)."""
     epochs: int = 62
     """Passes over the records (source: 62)."""
+    minutes: float | None = None
+    """Training time to use instead of epochs: minutes on the GPU, or CPU minutes over the number of cores."""
     loss: Literal["binary_crossentropy", "weighted", "focal"] = "binary_crossentropy"
     """Keras's own losses; `weighted` multiplies bone's term by `bone_weight` (source: log-loss)."""
     bone_weight: float = 1.0
@@ -200,6 +199,7 @@ class TrainConfig:
         _require(0 <= self.momentum < 1, self, "momentum", "a share in [0, 1)")
         _require(self.batch >= 1, self, "batch", "at least 1")
         _require(self.epochs >= 1, self, "epochs", "at least 1")
+        _require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
         _require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
         _require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
         _require(self.patience >= 1, self, "patience", "at least 1 epoch")

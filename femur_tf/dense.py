@@ -71,7 +71,7 @@ class DenseNetwork:
         cells = sum(3 / np.prod(steps) for steps in self.rule.steps)
         return float(self.macs_per_cell * cells + self.head_macs)
 
-    def tower(self, planes: Any, tower: int, strided: Strided = DENSE) -> Any:
+    def tower(self, planes: np.ndarray, tower: int, strided: Strided = DENSE) -> np.ndarray:
         """Evaluate one tower over whole planes.
 
         Args:
@@ -85,19 +85,20 @@ class DenseNetwork:
         """
         compiled: dict[Strided, Callable[..., Any]] = self._compiled_towers  # type: ignore[attr-defined]
         if strided not in compiled:
-            compiled[strided] = _compile(lambda images, *weights: self._evaluate(images, weights, strided))
-        short = [self._short(planes.shape[axis + 1], strided[axis]) for axis in (0, 1)]
+            compiled[strided] = _compile(lambda images, *weights: self.evaluate(images, weights, strided))
+        short = [self.short(planes.shape[axis + 1], strided[axis]) for axis in (0, 1)]
         if any(short):
             planes = np.pad(planes, ((0, 0), (0, short[0]), (0, short[1])), mode="edge")
         _, rows, columns = (length - s for length, s in zip(planes.shape, (0, *short), strict=True))
-        result = compiled[strided](planes, *self.parameters[tower])
+        # Seen as an array before it is cut: a slice of an array copies nothing.
+        result = np.asarray(compiled[strided](planes, *self.parameters[tower]))
         return result[:, : self._count(rows, strided[0]), : self._count(columns, strided[1])]
 
     def _count(self, length: int, strided: bool) -> int:
         """Return how many samples are wanted of an axis of `length` padded ones."""
         return -(-(length - self.rule.size + 1) // (self.stride if strided else 1))
 
-    def _short(self, length: int, strided: bool) -> int:
+    def short(self, length: int, strided: bool) -> int:
         """Return by how many samples to lengthen an axis, because pooling may leave out some at its end."""
         wanted = self._count(length, strided)
         extra = 0
@@ -105,7 +106,17 @@ class DenseNetwork:
             extra += 1
         return extra
 
-    def _evaluate(self, planes: Any, weights: Sequence[Any], strided: Strided) -> Any:
+    def evaluate(self, planes: Any, weights: Sequence[Any], strided: Strided = DENSE) -> Any:
+        """Apply the steps of a tower; works inside a graph.
+
+        Args:
+          planes: (N, H, W) uint8, long enough for `length_after` to give the samples wanted.
+          weights: the tower's `parameters`.
+          strided: along rows and columns.
+
+        Returns:
+          (N, H', W', units) float32; samples beyond those wanted mean nothing.
+        """
         maps = ops.cast(planes, "float32")[..., None]  # (N, A + size - 1, B + size - 1, 1)
         for step in self.steps:
             maps = step.apply(maps, weights, strided)

@@ -120,15 +120,11 @@ class Evaluator:
     def _ahead(self, images: np.ndarray, parts: list[slice], tower: int, strided: Strided) -> Iterator[np.ndarray]:
         """Yield the tower's maps of each part of the images, the next one computed while one is used."""
         with concurrent.futures.ThreadPoolExecutor(1) as worker:
-            waiting = [worker.submit(self._tower, images[part], tower, strided) for part in parts[:1]]
+            waiting = [worker.submit(self.network.tower, images[part], tower, strided) for part in parts[:1]]
             for part in [*parts[1:], None]:
                 if part is not None:
-                    waiting.append(worker.submit(self._tower, images[part], tower, strided))
+                    waiting.append(worker.submit(self.network.tower, images[part], tower, strided))
                 yield waiting.pop(0).result()
-
-    def _tower(self, images: np.ndarray, tower: int, strided: Strided) -> np.ndarray:
-        result: np.ndarray = ops.convert_to_numpy(self.network.tower(images, tower, strided))
-        return result
 
     def _zeros(self, shape: Iterable[int]) -> np.ndarray:
         """Return sums to add to."""

@@ -1,6 +1,6 @@
 """Command: run folder -> SavedModel version that TensorFlow Serving takes and `segment` runs from.
 
-    saved_models/NAME/VERSION/               the SavedModel, signature `serving_default`
+    saved_models/NAME/VERSION/               the SavedModel: `serving_default` (patches), `segment` (a volume)
     saved_models/NAME/VERSION/assets.extra/  model.keras, config.json, recipe.json, model_card.md
 
 A version is written under a temporary name and renamed, so that a server that polls
@@ -40,7 +40,7 @@ class ExportArguments:
 
 
 def write_saved_model(bundle: Bundle, folder: Path) -> None:
-    """Write the SavedModel with its named signature.
+    """Write the SavedModel with its named signatures: `serving_default` on patches, `segment` on a whole volume.
 
     `tf.saved_model.save` of a Keras model loads in Python and fails in the C++ runtime, so `ExportArchive` is used.
 
@@ -51,12 +51,23 @@ def write_saved_model(bundle: Bundle, folder: Path) -> None:
     import keras
     import tensorflow as tf
 
+    from femur_tf.dense import convert
+    from femur_tf.dense_steps import NotDenseError
+    from femur_tf.segment_graph import segment_function
+
     archive = keras.export.ExportArchive()
     archive.track(bundle.model)
     patch = bundle.settings.data.patch
     spec = tf.TensorSpec((None, patch.size, patch.size, patch.channels), tf.uint8, name="patches")
     model = bundle.model
     archive.add_endpoint("serving_default", lambda patches: {"probability": model(patches)}, [spec])
+    try:
+        network = convert(model, patch)
+    except NotDenseError as error:
+        command.warn(f"{error} The saved model has no signature `segment`.")
+    else:
+        volume = tf.TensorSpec((None, None, None, None), tf.uint8, name="volume")
+        archive.add_endpoint("segment", segment_function(network), [volume])
     archive.write_out(str(folder), verbose=False)
 
 

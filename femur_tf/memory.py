@@ -10,6 +10,7 @@ scale is never split.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -93,6 +94,15 @@ def _fixed(network: DenseNetwork, shape: Sequence[int]) -> int:
     return total
 
 
+@functools.cache
+def base_bytes() -> int:
+    """Return the resident memory of the process before its first volume was evaluated.
+
+    What the allocator keeps after a volume is used again for the next one, so it is not counted twice.
+    """
+    return int(psutil.Process().memory_info().rss)
+
+
 def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int) -> BlockPlan:
     """Choose the block size for a volume.
 
@@ -104,7 +114,7 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
     Raises:
       DataError: the limit is below what the process holds with the smallest block; the least limit is named.
     """
-    base = psutil.Process().memory_info().rss + _fixed(network, shape)
+    base = base_bytes() + _fixed(network, shape)
     free = max_memory_mb * MEGABYTE - base
     map_bytes = network.width * (2 if network.precision == "bfloat16" else 4)
     steps = tuple(int(np.lcm.reduce([s[axis] for s in network.rule.steps])) for axis in range(3))

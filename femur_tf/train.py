@@ -81,7 +81,9 @@ def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunCo
     for assignment in arguments.set:
         _change(values, assignment)
     if arguments.epochs is not None:
-        values["train"]["epochs"] = arguments.epochs
+        values["train"] |= {"epochs": arguments.epochs, "minutes": None}
+    if arguments.minutes is not None:
+        values["train"]["minutes"] = arguments.minutes
     if arguments.mixed_precision:
         values["train"]["mixed_precision"] = True
     return config.from_dict(config.RunConfig, values, "--set")
@@ -95,7 +97,7 @@ def main(arguments: TrainArguments) -> None:
     run = study.run_path(arguments.work, arguments.run or arguments.preset)
     from femur_tf import training
 
-    state = training.train(folder, run, chosen, minutes=arguments.minutes, overwrite=arguments.overwrite)
+    state = training.train(folder, run, chosen, overwrite=arguments.overwrite)
     names = ("loss", "val_loss", "val_auc", "val_dice")
     rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
     command.table(f"Run {run}", ("epoch", "minutes", *names), rows)

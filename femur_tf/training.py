@@ -114,21 +114,13 @@ def _callbacks(
     return [progress, stopping, board, Checkpoint(folder, state, progress, stopping)]
 
 
-def train(
-    records_folder: Path,
-    folder: Path,
-    settings: config.RunConfig,
-    *,
-    minutes: float | None = None,
-    overwrite: bool = False,
-) -> State:
+def train(records_folder: Path, folder: Path, settings: config.RunConfig, *, overwrite: bool = False) -> State:
     """Train a run, or go on with it at its last checkpoint.
 
     Args:
       records_folder: with manifest and shards.
       folder: of the run.
-      settings: everything the run is made with.
-      minutes: training time (see `Clock`) to use in all; None: `settings.train.epochs` epochs.
+      settings: everything the run is made with. Its minutes, if any, are those of all starts together.
       overwrite: start anew where there is a run.
 
     Returns:
@@ -152,9 +144,9 @@ def train(
     announce_device()
     chosen = settings.train
     batches = functools.partial(dataset.batches, records_folder, manifest, batch=chosen.batch, rule=settings.data.patch)
-    epochs = range(state.epoch, chosen.epochs if minutes is None else ENDLESS)
+    epochs = range(state.epoch, chosen.epochs if chosen.minutes is None else ENDLESS)
     steps = math.ceil(manifest.count("train") / chosen.batch)
-    progress = Progress(chosen, state, steps, minutes)
+    progress = Progress(chosen, state, steps)
     with progress.display:
         network.fit(
             batches("train", seed=chosen.seed, training=chosen.augment, epochs=epochs),

@@ -19,7 +19,7 @@ ROWS = (
     {"volume", "patches", "postprocess", "metrics", "phantom", "solids", "command"},
     {"image_io", "records", "study"},
     {"dataset", "model", "dense_steps", "dense", "crf"},
-    {"training", "callbacks", "memory", "evaluator", "predict", "bundle", "export", "recipe"},
+    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "export", "recipe"},
     {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""

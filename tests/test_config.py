@@ -147,6 +147,16 @@ def test_a_field_left_out_has_its_default():
     assert config.from_dict(config.PatchConfig, {"size": 16}) == config.PatchConfig(size=16)
 
 
+def test_settings_saved_before_they_held_minutes_still_load():
+    values = config.to_dict(config.RunConfig())
+    assert values["train"].pop("minutes") is None
+    assert config.from_dict(config.RunConfig, values) == config.RunConfig()
+
+
+def test_minutes_come_back_from_json():
+    assert through_json(config.TrainConfig(minutes=1.5)).minutes == 1.5
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "expected"),
     [
@@ -178,6 +188,8 @@ def test_a_field_left_out_has_its_default():
         (config.TrainConfig, {"momentum": 1}, r"in \[0, 1\)"),
         (config.TrainConfig, {"batch": 0}, "at least 1"),
         (config.TrainConfig, {"epochs": 0}, "at least 1"),
+        (config.TrainConfig, {"minutes": 0.0}, r"in \(0, 1e6\) minutes"),
+        (config.TrainConfig, {"minutes": float("nan")}, r"in \(0, 1e6\) minutes"),
         (config.TrainConfig, {"bone_weight": 0}, "above 0"),
         (config.TrainConfig, {"focal_gamma": -1}, "at least 0"),
         (config.TrainConfig, {"patience": 0}, "at least 1 epoch"),
@@ -209,6 +221,7 @@ def test_a_value_out_of_range_is_named(kind, values, expected):
         (config.ModelConfig, {"l2": False}, r"expected a number\. Received: False"),
         (config.TrainConfig, {"mixed_precision": "no"}, r"expected true or false\. Received: 'no'"),
         (config.TrainConfig, {"mixed_precision": 0}, r"expected true or false\. Received: 0"),
+        (config.TrainConfig, {"minutes": "3"}, r"expected a number\. Received: '3' @ TrainConfig\.minutes"),
         (config.TrainConfig, {"loss": "hinge"}, r"expected one of .*'focal'\. Received: 'hinge' @ TrainConfig\.loss"),
         (config.PatchConfig, [32], "PatchConfig"),
         (config.PatchConfig, None, "PatchConfig"),

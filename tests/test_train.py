@@ -50,7 +50,15 @@ def test_one_setting_can_be_changed(assignment, value):
 def test_epochs_and_precision_have_flags_of_their_own():
     found = chosen(epochs=5, mixed_precision=True).train
     assert (found.epochs, found.mixed_precision) == (5, True)
-    assert chosen(minutes=3.0).train == config.PRESETS["default"].train
+    assert chosen(minutes=3.0).train == config.TrainConfig(minutes=3.0)
+
+
+def test_epochs_take_the_place_of_the_minutes_of_a_config_file(tmp_path):
+    path = tmp_path / "mine.json"
+    files.write_json(path, {"train": {"minutes": 30.0}})
+    assert chosen(config=path).train.minutes == 30
+    assert chosen(config=path, minutes=3.0).train.minutes == 3
+    assert chosen(config=path, epochs=5).train == config.TrainConfig(epochs=5)
 
 
 def test_a_config_file_stands_for_a_preset(tmp_path):
@@ -82,6 +90,8 @@ def test_the_config_of_another_run_brings_its_own_patches(tmp_path):
         ({"set": ("train.augment.flip=no",)}, r"--set: .*expected true or false\. Received: 'no'"),
         ({"set": ("train.loss=hinge",)}, r"--set: .*expected one of 'binary_crossentropy', .*Received: 'hinge'"),
         ({"epochs": 0}, r"TrainConfig\.epochs: expected at least 1"),
+        ({"minutes": 0.0}, r"TrainConfig\.minutes: expected a time in \(0, 1e6\) minutes"),
+        ({"minutes": float("nan")}, r"TrainConfig\.minutes: expected a time .* Received: minutes=nan"),
     ],
 )
 def test_flags_that_make_no_settings_are_refused(arguments, message):

@@ -196,6 +196,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(uninterrupted, writte
         assert row["val_loss"] == pytest.approx(known["val_loss"], abs=1e-5)
 
 
+def test_a_killed_run_of_minutes_goes_on_with_what_is_left_of_them(written, tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
+    folder = tmp_path / "run"
+    with killed_after(1), pytest.raises(Killed):
+        training.train(written, folder, settings(minutes=0.5))
+    used = State(**files.read_json(callbacks.checkpoints(folder)[-1] / "state.json")).seconds
+    state = training.train(written, folder, settings(minutes=0.5))
+    assert 0 < used < 30 <= state.seconds < 45
+    with pytest.raises(DataError, match=r"config\.json: .*another train\.minutes\."):
+        training.train(written, folder, settings())
+
+
 @pytest.mark.slow
 def test_a_run_killed_while_it_saves_does_the_epoch_again(written, tmp_path):
     folder = tmp_path / "run"
@@ -228,8 +241,9 @@ def test_a_finished_run_is_trained_anew_when_it_may_be_overwritten(written, tmp_
 def test_minutes_end_a_run_within_an_epoch(written, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
-    state = training.train(written, tmp_path / "run", settings(), minutes=0.5)  # 30 looks at the clock
+    state = training.train(written, tmp_path / "run", settings(minutes=0.5))  # 30 looks at the clock
     assert state.finished
+    assert config.load(RunConfig, tmp_path / "run/config.json").train.minutes == 0.5
     assert 2 <= state.epoch < 30
     assert state.seconds >= 30
     rates = [row["learning_rate"] for row in state.history]
@@ -304,6 +318,7 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(written, tmp_path):
     ("other", "named"),
     [
         (settings(epochs=4), r"train\.epochs\."),
+        (settings(minutes=3.0), r"train\.minutes\."),
         (settings(dataclasses.replace(MODEL, filters=(4,)), seed=1), r"model\.filters, train\.seed\."),
         (settings(augment=AugmentConfig(flip=False)), r"train\.augment\.flip\."),
     ],
