@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import sampling
-from femur_tf import command, config, files, records, study
+from femur_tf import command, config, files, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
 
@@ -87,6 +87,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     Returns:
       What the manifest says of the case.
     """
+    quiet.start_tensorflow()
     folder = study.records_path(work)
     loaded = study.load_case(plan, case)
     settings = plan.data.sampling
@@ -121,8 +122,17 @@ def _case_path(work: Path, case: study.Case) -> Path:
     return study.records_path(work) / "cases" / f"{case.name}.json"
 
 
+def _missing(folder: Path, case: records.CaseRecords) -> list[str]:
+    """Return the files of a case that are not below `folder` with their size."""
+    entries = [shard.file for shard in case.shards] + ([case.grid] if case.grid else [])
+    there = {entry.name: folder / entry.name for entry in entries}
+    return [e.name for e in entries if not there[e.name].is_file() or there[e.name].stat().st_size != e.bytes]
+
+
 def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords | None:
     """Return a case's records where they are complete and made from the same input, else None.
+
+    Files are looked for by name and size; `femur_tf.records check` reads them.
 
     Raises:
       DataError: they were made from another plan, input or mode.
@@ -136,7 +146,10 @@ def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode
             f"{path}: expected records of this plan (mode {mode!r}). Received: records made from other settings or "
             "other files. Pass --overwrite to write all records again."
         )
-    return found
+    missing = _missing(study.records_path(work), found)
+    if missing:
+        command.warn(f"{case.name}: missing or of another size, the case is written again: {', '.join(missing)}")
+    return None if missing else found
 
 
 def _check_disk(work: Path, plan: study.Plan, cases: int, mode: records.Mode) -> None:

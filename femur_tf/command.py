@@ -7,7 +7,6 @@ error is shown as one message with exit status 2; `--debug` shows the traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -46,9 +45,6 @@ def run(function: Callable[[A], int | None], kind: type[A]) -> None:
       function: the command; what it returns is the exit status, None is 0.
       kind: a dataclass; its fields are the flags, its docstring the help.
     """
-    # TensorFlow, imported later, logs a dozen lines at each start that say nothing to a user.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"])

@@ -170,11 +170,13 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
 
     Raises:
       NotDenseError: a layer has no dense form; it is named, with what to do.
-      ValueError: the model's input is not a patch of `rule`.
+      ValueError: the model's input is not a patch of `rule`, or its output not one probability.
     """
     expected = (rule.size, rule.size, rule.channels)
     if tuple(model.input_shape[1:]) != expected:
         raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
+    if tuple(model.output_shape[1:]) != (1,):
+        raise ValueError(f"Expected a model with one output a patch, (1,). Received: {model.output_shape[1:]}")
     builder = Builder(rule, precision)
     for layer in model.layers:
         builder.add(layer)

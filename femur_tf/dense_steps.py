@@ -29,6 +29,16 @@ Apply = Callable[[Any, Sequence[Any], Strided], Any]
 Length = tuple[int, int, int]
 """What a step does to an axis: (taps - 1 of a convolution, window of a pooling, dilation)."""
 
+ELEMENTWISE = frozenset(
+    getattr(keras.activations, name)
+    for name in (
+        *("celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu"),
+        *("linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink", "softplus"),
+        *("softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold"),
+    )
+)
+"""Activations of each value alone. Softmax and others that compare channels would see those of one tower only."""
+
 
 class NotDenseError(ValueError):
     """The network has a layer without a dense form; predict patch by patch instead."""
@@ -78,6 +88,9 @@ def _activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     if isinstance(layer, layers.ReLU | layers.LeakyReLU):
         return layer
     function: Callable[[Any], Any] = layer.activation
+    if function not in ELEMENTWISE:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise _refuse(layer, f"its activation {name!r} is not known to act on each value alone")
     return function
 
 
@@ -102,13 +115,14 @@ def _pool(maps: Any, window: int, dilation: Sequence[int], stride: Sequence[int]
 
 
 def _per_channel(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scale and offset, one a channel, that an inference-time normalisation applies."""
+    """Return the scale and offset, (..., channels) or (1,), that an inference-time normalisation applies."""
     if isinstance(layer, layers.Rescaling):
         return np.atleast_1d(layer.scale), np.atleast_1d(layer.offset)
     if isinstance(layer, layers.Normalization):
+        if layer.invert:
+            raise _refuse(layer, "it undoes a normalisation")
         deviation = np.maximum(np.sqrt(ops.convert_to_numpy(layer.variance)), keras.config.epsilon())
-        scale, offset = 1 / deviation, -ops.convert_to_numpy(layer.mean) / deviation
-        return scale.reshape(-1), offset.reshape(-1)
+        return 1 / deviation, -ops.convert_to_numpy(layer.mean) / deviation
     variance = ops.convert_to_numpy(layer.moving_variance)
     gamma = ops.convert_to_numpy(layer.gamma) if layer.scale else np.ones_like(variance)
     beta = ops.convert_to_numpy(layer.beta) if layer.center else np.zeros_like(variance)
@@ -126,6 +140,7 @@ class Builder:
         self.side = rule.size
         self.width = self.widest = 1
         self.units = 0
+        self.flat = False
         self.macs = self.head_macs = 0
         self.steps: list[Step] = []
         self.lengths: list[Length] = []
@@ -138,9 +153,13 @@ class Builder:
         Raises:
           NotDenseError: the layer has no dense form.
         """
-        if isinstance(layer, layers.Dropout | layers.InputLayer | layers.Flatten):
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise _refuse(layer, "its channels are the first axis")
+        if isinstance(layer, layers.Dropout | layers.InputLayer):
             return
-        if isinstance(layer, layers.Dense):
+        if isinstance(layer, layers.Flatten):
+            self.flat = True
+        elif isinstance(layer, layers.Dense):
             self._dense(layer)
         elif isinstance(layer, layers.Activation | layers.ReLU | layers.LeakyReLU):
             self._pointwise(_activation(layer))
@@ -171,7 +190,14 @@ class Builder:
 
     def _scale(self, layer: keras.layers.Layer) -> None:
         """Add a scale and an offset a channel."""
+        if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, 1 if self.flat else 3):
+            raise _refuse(layer, "its axis is not that of the channels")
         scale, offset = (np.asarray(v, np.float32) for v in _per_channel(layer))
+        if any(v.size != v.shape[-1] for v in (scale, offset)):
+            raise _refuse(layer, "it treats the samples of a patch differently")
+        scale, offset = scale.reshape(-1), offset.reshape(-1)
+        if self.flat and not self.units and max(scale.size, offset.size) > 1:
+            raise _refuse(layer, "it stands between Flatten and the first Dense layer; put it before Flatten")
         if self.units:
             self.head.append(lambda sums: sums * scale + offset)
             return
@@ -188,9 +214,12 @@ class Builder:
 
     def _convolution(self, layer: keras.layers.Layer) -> None:
         """Add a dilated convolution for each tower."""
+        groups = layer.towers if isinstance(layer, PlanewiseConv2D) else layer.groups
+        if groups == 1:
+            raise _refuse(layer, "it mixes the planes (early fusion), so that voxels share nothing after it")
+        if groups != self.towers:
+            raise _refuse(layer, f"it keeps {groups} groups of channels apart; a patch has {self.towers}")
         if isinstance(layer, layers.Conv2D):
-            if layer.groups != self.towers:
-                raise _refuse(layer, "it mixes the planes (early fusion), so that voxels share nothing after it")
             square = layer.kernel_size[0] == layer.kernel_size[1]
             plain = layer.padding == "valid" and set(layer.strides) == {1} and set(layer.dilation_rate) == {1}
             if not (square and plain):
@@ -201,7 +230,7 @@ class Builder:
         place = self._parameter(np.split(bias, self.towers), self.precision)
         self.steps.append(Step(lambda maps, parameters, strided: _add_bias(maps, parameters[place])))
         if isinstance(layer, layers.Conv2D):
-            self._pointwise(layer.activation)
+            self._pointwise(_activation(layer))
         self.side -= kernel.shape[0] - 1
         self.width = kernel.shape[-1] // self.towers
         self.widest = max(self.widest, self.width)
@@ -223,9 +252,8 @@ class Builder:
         """Add a pooling of stride 1 whose window is dilated."""
         window = layer.pool_size[0]
         if layer.padding != "valid" or set(layer.strides) != {window} or set(layer.pool_size) != {window}:
-            raise _refuse(layer, "its strides are not its window, or its padding is not `valid`")
+            raise _refuse(layer, "its window is not square, its strides are not its window, or its padding not `valid`")
         dilation, is_max = self.dilation, isinstance(layer, layers.MaxPooling2D)
-
         function = ops.max_pool if is_max else ops.average_pool
 
         def apply(maps: Any, _parameters: Sequence[Any], strided: Strided) -> Any:
@@ -242,6 +270,8 @@ class Builder:
 
     def _dense(self, layer: keras.layers.Dense) -> None:
         """Add a Dense layer: the first as a dilated convolution for each tower, later ones on each voxel."""
+        if not self.flat:
+            raise _refuse(layer, "it stands before Flatten")
         kernel = ops.convert_to_numpy(layer.kernel)
         bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
         if self.units:
@@ -253,4 +283,4 @@ class Builder:
             split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
             self._add_convolution([split[:, :, tower] for tower in range(self.towers)])
             self.head.append(lambda sums: sums + bias)
-        self.head.append(layer.activation)
+        self.head.append(_activation(layer))

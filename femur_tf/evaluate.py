@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import command, config, files, metrics, postprocess, recipe, report, study
+from femur_tf import command, config, files, metrics, postprocess, quiet, recipe, report, study
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     run = study.run_path(arguments.work, arguments.run)
     if not (run / "model.keras").exists():
         raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
+    quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(run)

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from femur_tf import command, config, files, study
+from femur_tf import command, config, files, quiet, study
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -128,6 +128,7 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
 
 def main(arguments: ExportArguments) -> None:
     """Export, and say how to use it."""
+    quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     card = arguments.card.read_text() if arguments.card else None

@@ -52,21 +52,17 @@ class BlockPlan:
         """Return whether the sums of a coarse scale may be held for the whole volume."""
         return cells <= self.coarse_cells
 
-    def split(self, box: Box, share: int = 1) -> Iterator[Box]:
+    def split(self, box: Box, every: Sequence[int] = (1, 1, 1)) -> Iterator[Box]:
         """Yield blocks that fill `box`, whose starts are multiples of `steps`.
 
         Args:
           box: [start, stop) in voxels.
-          share: one voxel in so many is evaluated; blocks may be larger by as much.
+          every: along each axis one voxel in so many is evaluated. Blocks are longer by as much, which also keeps
+            their starts on the voxels start, start + every, ... of the box.
         """
-        sizes = list(self.shape)
-        while share > 1:
-            axis = int(np.argmin(sizes))
-            sizes[axis] *= 2
-            share //= 2
         ranges = [
-            [(s, min(stop, s + size)) for s in range(start, stop, size)]
-            for (start, stop), size in zip(box, sizes, strict=True)
+            [(s, min(stop, s + size * step)) for s in range(start, stop, size * step)]
+            for (start, stop), size, step in zip(box, self.shape, every, strict=True)
         ]
         for x in ranges[0]:
             for y in ranges[1]:

@@ -34,8 +34,7 @@ def _first_pass(evaluator: Evaluator, result: np.ndarray, threshold: float) -> l
     every = [stride if stride * spacing <= FAST_STEP_MM else 1 for spacing in rule.spacing_mm]
     if max(every) == 1 or max(rule.steps[0]) > 1:
         return [whole(result.shape)]
-    rows = evaluator.plan.split(whole(result.shape), share=int(np.prod(every)))
-    for box in rows:  # blocks of voxels, of which one in prod(every) is evaluated
+    for box in evaluator.plan.split(whole(result.shape), every):
         found = evaluator.probability(box, every)
         where = tuple(slice(start, stop) for start, stop in box)
         for axis, step in enumerate(every):
@@ -127,10 +126,8 @@ def probability_map(
     probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
     result = dense_map(network, grid, options, probe)
     if probe:
-        difference = probe.largest_difference(model, grid, rule)
-        command.say(
-            f"Largest difference from patches at {verify} random voxels: {difference:.2g} ({options.precision})"
-        )
+        difference, count = probe.largest_difference(model, grid, rule), int(np.isfinite(probe.values).sum())
+        command.say(f"Largest difference from patches at {count} random voxels: {difference:.2g} ({options.precision})")
         if difference > TOLERANCE[options.precision]:
             raise DataError(
                 f"--verify: expected a difference of at most {TOLERANCE[options.precision]:g} in {options.precision}. "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import command, config, files
+from femur_tf import command, config, files, quiet
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ def check(records: Path) -> list[str]:
       DataError: there is no manifest to check against.
     """
     manifest = read_manifest(records)
+    quiet.start_tensorflow()
     problems = []
     for case in command.track(manifest.cases, "check"):
         for shard in case.shards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from femur_tf import command, config, files, image_io, postprocess, study, volume
+from femur_tf import command, config, files, image_io, postprocess, quiet, study, volume
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Result:
     name: str
     volume_cm3: float
     parts: int
+    network_s: float
+    """Seconds of the probability map."""
+    total_s: float
+    """Seconds of the scan after it was read and prepared."""
     mask: Path
 
 
@@ -167,9 +172,11 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     """
     from femur_tf import bundle as bundles
 
+    start = time.perf_counter()
     recipe, image = bundle.recipe, scan.image
     _announce_resampling(job, image, bundle.settings.data.patch.spacing_mm)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify)
+    network_s = time.perf_counter() - start
     own = bundles.to_own_grid(found, image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
     labels = postprocess.sides(mask, image.volume.affine) if arguments.sides else mask
@@ -177,7 +184,8 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
         image_io.write_image(job.probability, own, like=image)
     image_io.write_image(job.mask, labels, like=image)
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
-    return Result(job.name, cm3, postprocess.count_parts(mask), job.mask)
+    total_s = time.perf_counter() - start
+    return Result(job.name, cm3, postprocess.count_parts(mask), network_s, total_s, job.mask)
 
 
 def _ahead(todo: Sequence[Job], data: config.DataConfig) -> Iterator[tuple[Job, concurrent.futures.Future[Prepared]]]:
@@ -209,6 +217,7 @@ def main(arguments: SegmentArguments) -> int:
         todo = [job for job in todo if job not in done]
     # A folder's map without its mask is what an interrupted run left: the mask is written last.
     _check_outputs(todo, arguments.image, overwrite=arguments.overwrite or is_folder)
+    quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(arguments.model)
@@ -224,8 +233,8 @@ def main(arguments: SegmentArguments) -> int:
             failed += 1
             continue
         results.append(segment(job, prepared, bundle, arguments))
-    rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, r.mask) for r in results]
-    command.table("Femur masks", ("scan", "cm3", "parts", "file"), rows)
+    rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, f"{r.network_s:.1f}", f"{r.total_s:.1f}", r.mask) for r in results]
+    command.table("Femur masks", ("scan", "cm3", "parts", "network s", "all s", "file"), rows)
     return 2 if failed else 0
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from femur_tf import command, config, files, records, study
+from femur_tf import command, config, files, quiet, records, study
 from femur_tf.errors import DataError
 
 
@@ -95,6 +95,7 @@ def main(arguments: TrainArguments) -> None:
     manifest = records.read_manifest(folder)
     chosen = settings(arguments, manifest.data)
     run = study.run_path(arguments.work, arguments.run or arguments.preset)
+    quiet.start_tensorflow()
     from femur_tf import training
 
     state = training.train(folder, run, chosen, overwrite=arguments.overwrite)

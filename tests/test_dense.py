@@ -1,62 +1,23 @@
 """The network at every voxel at once: by hand, against the network patch by patch, and what has no dense form."""
 
 import hypothesis
-import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from networks import SHAPES, everywhere, one_by_one, random_networks, sequential, stir, volume
 
 from femur_tf import dense, model
 from femur_tf.config import PRESETS, ModelConfig, PatchConfig
 from femur_tf.dense_steps import NotDenseError
 from femur_tf.model import PlanewiseConv2D
-from femur_tf.patches import PLANE_AXES, Cutter, padded_planes
 
 TOLERANCE = 1e-5
 """Sums of float32 products in another order, before any rounding to float16."""
-EXAMPLES = 12
+EXAMPLES = 20
 """Each builds a network and takes about half a second."""
 BUDGET = 250_000
 """Multiply-adds a voxel that the default network may take."""
-
-
-def everywhere(network, grid):
-    """Return (X, Y, Z) float32 probabilities: every tower over whole planes, one batch, spread from cells to voxels."""
-    rule = network.rule
-    total = np.zeros((*grid.shape, network.units), np.float32)
-    for tower, planes in enumerate(padded_planes(grid, rule)):
-        axes, steps = PLANE_AXES[tower % 3], rule.steps[tower // 3]
-        sums = np.asarray(network.tower(planes[:, :-1, :-1], tower))  # (N, A, B, units), across, rows, columns
-        cells = np.moveaxis(sums, (0, 1, 2), axes)
-        index = [np.arange(n) // step for n, step in zip(grid.shape, steps, strict=True)]
-        total += cells[np.ix_(*index)]
-    return np.asarray(network.head(total))
-
-
-def one_by_one(network, grid, rule):
-    """Return (X, Y, Z) float32 probabilities, patch by patch."""
-    patches = Cutter.of(grid, rule).cut(np.argwhere(np.ones(grid.shape, bool)))
-    return np.asarray(network(patches)).reshape(grid.shape)
-
-
-def volume(shape, seed=0):
-    """Return a random uint8 volume."""
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def sequential(rule, *inner):
-    """Return a built Sequential on the patches of a rule."""
-    return keras.Sequential([keras.Input((rule.size, rule.size, rule.channels), dtype="uint8"), *inner])
-
-
-def stir(network, seed):
-    """Give every weight a random value, large enough that voxels differ; variances stay positive."""
-    rng = np.random.default_rng(seed)
-    for variable in network.weights:
-        fans = int(np.prod(variable.shape[:-1])) or 1
-        values = rng.normal(0, 1.5 / np.sqrt(fans) if len(variable.shape) > 1 else 0.3, variable.shape)
-        variable.assign(np.abs(values) + 0.5 if variable.name == "moving_variance" else values)
 
 
 def test_a_mean_of_two_by_two_by_hand():
@@ -98,69 +59,10 @@ def test_the_default_network_keeps_to_its_budget():
     assert dense.convert(model.build(preset.model, rule), rule).macs_per_voxel <= BUDGET
 
 
-RULES = st.builds(
-    PatchConfig,
-    size=st.integers(12, 32),
-    spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (0.5, 1.0, 2.0)]),
-    scales_mm=st.sampled_from([(0.0,), (0.0, 2.0), (3.0,), (0.0, 2.0, 5.0)]),
-)
-SHAPES = st.tuples(*[st.integers(1, 5)] * 3)
-PARTS = {
-    "max": layers.MaxPooling2D,
-    "average": layers.AveragePooling2D,
-    "relu": lambda pool: layers.ReLU(),
-    "leaky": lambda pool: layers.LeakyReLU(),
-    "tanh": lambda pool: layers.Activation("tanh"),
-    "batch": lambda pool: layers.BatchNormalization(),
-    "plain batch": lambda pool: layers.BatchNormalization(center=False, scale=False),
-}
-"""What may follow a convolution."""
-BLOCKS = st.tuples(
-    st.sampled_from(["ours", "grouped"]),
-    st.integers(1, 4),  # filters
-    st.sampled_from([3, 5]),  # kernel
-    st.sampled_from([2, 3]),  # pool
-    st.tuples(st.sampled_from(["max", "average"]), st.sampled_from(list(PARTS)[2:]), st.sampled_from(list(PARTS)[2:])),
-)
-HEADS = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["relu", "tanh", None]), st.booleans()), max_size=2)
-
-
-def block(kind, filters, kernel, pool, parts, towers):
-    """Return the layers of one block."""
-    if kind == "ours":
-        convolution = PlanewiseConv2D(filters, kernel, towers)
-    else:
-        convolution = layers.Conv2D(filters * towers, kernel, groups=towers, activation="relu")
-    return [convolution, *(PARTS[part](pool) for part in parts)]
-
-
-def network_of(rule, blocks, head):
-    """Return the network of as many blocks as fit a patch, with Dense layers and their normalisation."""
-    inner, side = [layers.Rescaling(1 / 255, offset=-0.5)], rule.size
-    for kind, filters, kernel, pool, parts in blocks:
-        side = (side - kernel + 1) // pool
-        if side < 1:
-            break
-        inner += block(kind, filters, kernel, pool, parts, rule.channels)
-    inner += [layers.Dropout(0.5), layers.Flatten()]
-    for units, activation, normalised in head:
-        inner.append(layers.Dense(units, activation=activation, use_bias=not normalised))
-        inner += [layers.BatchNormalization()] * normalised
-    return sequential(rule, *inner, layers.Dense(1, activation="sigmoid"))
-
-
-@hypothesis.given(
-    rule=RULES,
-    blocks=st.lists(BLOCKS, min_size=1, max_size=3),
-    order=st.permutations(range(3)),
-    head=HEADS,
-    shape=SHAPES,
-)
+@hypothesis.given(drawn=random_networks(), shape=SHAPES)
 @hypothesis.settings(max_examples=EXAMPLES)
-def test_dense_equals_patch_by_patch_at_every_voxel(rule, blocks, order, head, shape):
-    blocks = [(*rest, [parts[place] for place in order]) for *rest, parts in blocks]
-    network = network_of(rule, blocks, head)
-    stir(network, len(network.weights))
+def test_dense_equals_patch_by_patch_at_every_voxel(drawn, shape):
+    network, rule = drawn
     grid = volume(shape)
     found = everywhere(dense.convert(network, rule), grid)
     np.testing.assert_allclose(found, one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)
@@ -178,13 +80,33 @@ def test_presets_have_a_dense_form(name):
     np.testing.assert_allclose(everywhere(dense.convert(network, rule), grid), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_normalisation_layer_has_a_dense_form():
+def scaled(**options):
+    """Return a grouped convolution without bias, in a network on patches of three towers."""
+    return layers.Conv2D(6, 3, groups=3, use_bias=False, **options)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        [layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[100.0, 400.0, 900.0]), PlanewiseConv2D(2, 3, 3)],
+        [layers.Rescaling([0.1, 0.2, 0.3], offset=[1.0, 2.0, 3.0]), PlanewiseConv2D(2, 3, 3)],
+        [layers.Rescaling(0.01), scaled()],
+        [layers.Rescaling(0.01), scaled(), layers.BatchNormalization(axis=3), layers.MaxPooling2D(2)],
+        [layers.Rescaling(0.01), scaled(activation="gelu"), layers.MaxPooling2D(2), layers.Flatten(), layers.ReLU()],
+        [layers.Rescaling(0.01), scaled(), layers.Flatten(), layers.Rescaling(0.5, offset=0.1)],
+        [layers.Rescaling(0.01), scaled(), layers.SpatialDropout2D(0.5), layers.Flatten(), layers.Dense(4, "selu")],
+        [layers.Rescaling(0.01), scaled(), layers.Flatten(), layers.Dense(4), layers.BatchNormalization(axis=1)],
+    ],
+    ids=lambda inner: ", ".join(type(layer).__name__ for layer in inner),
+)
+def test_layers_that_the_presets_lack_have_a_dense_form(inner):
     rule = PatchConfig(size=12)
-    normalise = layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[100.0, 400.0, 900.0])
-    network = sequential(rule, normalise, PlanewiseConv2D(2, 3, 3), layers.Flatten(), layers.Dense(1))
+    network = sequential(rule, *inner, layers.Flatten(), layers.Dense(1, activation="sigmoid"))
+    stir(network, 3)
     grid = volume((4, 3, 2))
-    found = everywhere(dense.convert(network, rule), grid)
-    np.testing.assert_allclose(found, one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)
+    expected = one_by_one(network, grid, rule)
+    assert np.ptp(expected) > 100 * TOLERANCE  # the network tells voxels apart
+    np.testing.assert_allclose(everywhere(dense.convert(network, rule), grid), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_dense_form_keeps_the_weights_it_was_made_with():
@@ -203,12 +125,28 @@ GROUPED = {"filters": 6, "kernel_size": 3, "groups": 3}
     ("layer", "reason"),
     [
         (layers.Conv2D(6, 3, name="bad"), "mixes the planes"),
+        (layers.Conv2D(6, (3, 2), groups=3, name="bad"), "plain `valid` convolution"),
+        (layers.Conv2D(**GROUPED, activation="softmax", name="bad"), "its activation 'softmax' is not known"),
+        (layers.Conv2D(**GROUPED, activation=keras.ops.cumsum, name="bad"), "its activation 'cumsum' is not known"),
+        (layers.Activation("softmax", name="bad"), "its activation 'softmax' is not known to act on each value alone"),
+        (layers.Activation("log_softmax", name="bad"), "its activation 'log_softmax' is not known"),
+        (layers.Activation("sparsemax", name="bad"), "its activation 'sparsemax' is not known"),
+        (layers.Softmax(name="bad"), "it has no dense form"),
+        (layers.PReLU(name="bad"), "it has no dense form"),
+        (layers.Dense(4, name="bad"), "it stands before Flatten"),
+        (PlanewiseConv2D(2, 3, 1, name="bad"), "mixes the planes"),
+        (layers.BatchNormalization(axis=1, name="bad"), "its axis is not that of the channels"),
+        (layers.Normalization(axis=(1, 3), name="bad"), "it treats the samples of a patch differently"),
+        (layers.Rescaling(np.ones((12, 12, 3)), name="bad"), "it treats the samples of a patch differently"),
+        (layers.Normalization(mean=[1.0, 2, 3], variance=[1.0, 1, 1], invert=True, name="bad"), "undoes"),
+        (layers.Flatten(data_format="channels_first", name="bad"), "its channels are the first axis"),
         (layers.Conv2D(**GROUPED, padding="same", name="bad"), "plain `valid` convolution"),
         (layers.Conv2D(**GROUPED, strides=2, name="bad"), "plain `valid` convolution"),
         (layers.Conv2D(**GROUPED, dilation_rate=2, name="bad"), "plain `valid` convolution"),
         (layers.MaxPooling2D(2, padding="same", name="bad"), "its strides are not its window"),
         (layers.MaxPooling2D(3, strides=1, name="bad"), "its strides are not its window"),
-        (layers.AveragePooling2D((2, 3), name="bad"), "its strides are not its window"),
+        (layers.AveragePooling2D((2, 3), name="bad"), "its window is not square"),
+        (layers.MaxPooling2D(2, strides=(2, 1), name="bad"), "its strides are not its window"),
         (layers.UpSampling2D(name="bad"), "it has no dense form"),
         (layers.LayerNormalization(name="bad"), "it has no dense form"),
     ],
@@ -218,6 +156,35 @@ def test_a_layer_without_dense_form_is_named(layer, reason):
     network = sequential(rule, layer, layers.Flatten(), layers.Dense(1))
     message = rf"layer 'bad' \({type(layer).__name__}\): .*{reason}.*predict patch by patch"
     with pytest.raises(NotDenseError, match=message):
+        dense.convert(network, rule)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (layers.BatchNormalization(name="bad"), "between Flatten and the first Dense layer; put it before Flatten"),
+        (layers.Activation("softmax", name="bad"), "its activation 'softmax' is not known"),
+        (layers.Dense(4, activation="softmax", name="bad"), "its activation 'softmax' is not known"),
+        (
+            layers.Dense(4, activation=lambda sums: sums - sums[:1], name="bad"),
+            "its activation '<lambda>' is not known",
+        ),
+    ],
+)
+def test_a_layer_without_dense_form_after_flatten_is_named(layer, reason):
+    rule = PatchConfig(size=12)
+    network = sequential(rule, PlanewiseConv2D(2, 3, 3), layers.Flatten(), layer, layers.Dense(1))
+    with pytest.raises(NotDenseError, match=rf"layer 'bad' \({type(layer).__name__}\): .*{reason}"):
+        dense.convert(network, rule)
+
+
+@pytest.mark.parametrize(
+    "layer", [PlanewiseConv2D(2, 3, 3, name="bad"), layers.Conv2D(6, 3, groups=3, name="bad")], ids=["ours", "Keras's"]
+)
+def test_a_convolution_of_other_towers_than_the_rules_is_named(layer):
+    rule = PatchConfig(size=12, scales_mm=(0.0, 3.0))
+    network = sequential(rule, layer, layers.Flatten(), layers.Dense(1))
+    with pytest.raises(NotDenseError, match=r"layer 'bad' .*it keeps 3 groups of channels apart; a patch has 6"):
         dense.convert(network, rule)
 
 
@@ -232,6 +199,13 @@ def test_a_network_on_other_patches_is_refused():
     network = model.build(ModelConfig(filters=(2,)), PatchConfig(size=12))
     with pytest.raises(ValueError, match=r"patches of shape \(16, 16, 3\)\. Received: \(12, 12, 3\)"):
         dense.convert(network, PatchConfig(size=16))
+
+
+def test_a_network_of_several_outputs_is_refused():
+    rule = PatchConfig(size=12)
+    network = sequential(rule, PlanewiseConv2D(2, 3, 3), layers.Flatten(), layers.Dense(2, activation="softmax"))
+    with pytest.raises(ValueError, match=r"one output a patch, \(1,\)\. Received: \(2,\)"):
+        dense.convert(network, rule)
 
 
 def test_a_volume_of_one_voxel_is_evaluated():

@@ -8,11 +8,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tyro
 
 from data_prep import plan as command_plan
 from data_prep.plan import Forecast, PlanArguments, check_disk, forecast, main, numbers
 from femur_tf import files, study
-from femur_tf.config import PRESETS
+from femur_tf.config import PRESETS, NormalisationConfig
 from femur_tf.errors import DataError
 
 SHAPE = (20, 16, 12)
@@ -64,6 +65,15 @@ def test_flags_reach_the_plan(cohort: Path) -> None:
     plan = _plan(cohort, spacing="2,1.5,2", scales_mm="0,4,8", validation=1, label=1)
     assert (plan.data.patch.spacing_mm, plan.data.patch.scales_mm) == ((2.0, 1.5, 2.0), (0.0, 4.0, 8.0))
     assert (len(plan.part("validation")), plan.label) == (1, 1)
+
+
+@pytest.mark.parametrize("n4", [False, True])
+def test_the_bias_field_is_corrected_on_demand_alone(cohort: Path, n4: bool) -> None:
+    flags = ["--n4"] * n4
+    folders = ["--images", str(cohort / "images"), "--masks", str(cohort / "masks")]
+    arguments = tyro.cli(PlanArguments, args=[str(cohort / "work"), *folders, *flags])
+    main(arguments)
+    assert study.read_plan(cohort / "work").data.normalisation == NormalisationConfig(n4=n4)
 
 
 def test_the_preset_chooses_the_scales(cohort: Path) -> None:

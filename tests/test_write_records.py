@@ -165,6 +165,38 @@ def test_a_finished_set_is_not_written_again(tmp_path, in_threads):
     assert times_ns(tmp_path) == before
 
 
+def remove(path):
+    """Lose a file."""
+    path.unlink()
+
+
+def shorten(path):
+    """Lose the end of a file."""
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [remove, shorten])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("patches", "shards/hip_02-00001-of-00003.tfrecord"),
+        ("index", "shards/hip_02-00001-of-00003.tfrecord"),
+        ("index", "grids/hip_02.npy"),
+    ],
+)
+def test_a_case_that_lacks_a_file_is_written_again_and_no_other(tmp_path, in_threads, capsys, mode, name, damage):
+    tiny.write_study(tmp_path)
+    manifest = write_records.write(tmp_path, mode=mode)
+    before = times_ns(tmp_path)
+    damage(tmp_path / "records" / name)
+    assert write_records.write(tmp_path, mode=mode) == manifest
+    assert records.check(tmp_path / "records") == []
+    changed = {name for name, time_ns in times_ns(tmp_path).items() if time_ns != before[name]}
+    assert changed == {name for name in before if name.startswith("hip_02")}
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"hip_02: missing or of another size, the case is written again: {name}" in told
+
+
 def test_a_case_added_to_the_plan_leaves_the_others_as_they_are(tmp_path, in_threads):
     plan = tiny.write_study(tmp_path)
     fewer = dataclasses.replace(plan, cases=plan.cases[1:])
