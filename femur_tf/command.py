@@ -34,7 +34,8 @@ T = TypeVar("T")
 Work = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORK", help="The study's work folder.")]
 """The first argument of every command that works on a study."""
 
-console = Console()
+# A file or a pipe has no width of its own; 120 columns hold the widest table.
+console = Console(width=None if sys.stdout.isatty() else 120)
 _errors = Console(stderr=True)
 
 

@@ -2,8 +2,7 @@
 
 The source is Hallyburton et al., ISMRM 2017, #3860. A value that it states is
 marked "source"; a value that it leaves open is marked "our choice". Settings are
-frozen dataclasses, checked when they are made, and saved as JSON beside whatever
-they made (`to_dict`, `load`, from `femur_tf.config_json`).
+frozen dataclasses, checked when made and saved as JSON (`femur_tf.config_json`).
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ Triple = tuple[float, float, float]
 def _require(fine: bool, owner: object, name: str, expected: str) -> None:
     """Raise a `ValueError` naming the field `name` of `owner` unless `fine`."""
     if not fine:
-        kind = type(owner).__name__
-        raise ValueError(f"{kind}.{name}: expected {expected}. Received: {name}={getattr(owner, name)!r}")
+        where = f"{type(owner).__name__}.{name}"
+        raise ValueError(f"{where}: expected {expected}. Received: {name}={getattr(owner, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
     """The patch rule: which voxels of the working grid a patch at a centre reads.
 
-    A patch has `size` samples along each of its two axes, at offsets
-    -size//2 .. size - size//2 - 1 from the centre's cell. For each scale the step
-    between samples along each axis is a whole number of working-grid voxels, at
-    least one: the nearest to `scales_mm / spacing_mm`.
+    A patch has `size` samples along each of its two axes, at offsets -size//2 .. size - size//2 - 1 from the centre's
+    cell. For each scale the step between samples along each axis is a whole number of working-grid voxels, at least
+    one: the nearest to `scales_mm / spacing_mm`.
     """
 
     size: int = 32
@@ -264,6 +262,8 @@ class PredictConfig:
     """Peak resident memory of the process, in MB (10^6 bytes)."""
     fast: bool = False
     """Evaluate every eighth voxel or so first, then only where these leave doubt; the rest keeps the first values."""
+    body_only: bool = False
+    """Leave out planes at the volume's sides that show no body; they get probability 0. Not with `fast`."""
     fast_threshold: float = 0.02
     """With `fast`: a first probability at or above it, or a neighbour's, leaves doubt."""
 
@@ -271,6 +271,7 @@ class PredictConfig:
         _require(self.precision in ("float32", "bfloat16"), self, "precision", "'float32' or 'bfloat16'")
         _require(self.max_memory >= 1, self, "max_memory", "at least 1 MB")
         _require(0 < self.fast_threshold < 1, self, "fast_threshold", "a probability in (0, 1)")
+        _require(not (self.fast and self.body_only), self, "body_only", "False with `fast`, which leaves out more")
 
 
 @dataclasses.dataclass(frozen=True)

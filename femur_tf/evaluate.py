@@ -235,7 +235,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
 def main(arguments: EvaluateArguments) -> None:
     """Evaluate, and print one table."""
     scores = evaluate(arguments)
-    header = ("case", "Dice", "PPV", "sensitivity", "specificity", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
+    header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
     rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
     command.table(f"Run {arguments.run}, {arguments.part} cases", header, [*rows, _mean_row(scores)])
     command.say(f"Report: {arguments.work / 'reports' / arguments.run / (arguments.part + '.html')}")

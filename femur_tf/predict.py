@@ -21,6 +21,9 @@ from femur_tf.errors import DataError
 from femur_tf.evaluator import Evaluator, Probe, by_patches, whole
 
 DEFAULT = PredictConfig()
+BODY_GREY = 26
+"""A tenth of the grey range."""
+BODY_SHARE = 0.02
 FAST_STEP_MM = 10.0
 """A first pass leaves out voxels along an axis only where its samples stay at most this far apart; a femoral neck is
 about 30 mm wide."""
@@ -52,6 +55,27 @@ def _first_pass(evaluator: Evaluator, result: np.ndarray, threshold: float) -> l
     ]
 
 
+def body_box(grid: np.ndarray) -> Box:
+    """Return the box between the first and the last plane, along each axis, that shows body.
+
+    A plane shows body where at least `BODY_SHARE` of its voxels are at or above `BODY_GREY`.
+
+    Args:
+      grid: (X, Y, Z) uint8 working grid.
+
+    Returns:
+      [start, stop) in voxels; the whole volume where no plane shows body.
+    """
+    bright = grid >= BODY_GREY
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        shown = np.flatnonzero(bright.mean(axis=others) >= BODY_SHARE)
+        box.append((int(shown[0]), int(shown[-1]) + 1) if shown.size else (0, grid.shape[axis]))
+    x, y, z = box
+    return x, y, z
+
+
 def _aligned(box: Box, steps: Sequence[int], shape: Sequence[int]) -> Box:
     """Return the smallest box around `box` that starts and ends on multiples of `steps`, within the volume."""
     x, y, z = (
@@ -81,7 +105,7 @@ def dense_map(
     plan = memory.plan_blocks(network, grid.shape, options.max_memory)
     evaluator = Evaluator(network, grid, plan)
     result = np.zeros(grid.shape, np.float16)
-    boxes = [whole(grid.shape)]
+    boxes = [_aligned(body_box(grid), plan.steps, grid.shape) if options.body_only else whole(grid.shape)]
     if options.fast:
         boxes = [
             _aligned(box, plan.steps, grid.shape) for box in _first_pass(evaluator, result, options.fast_threshold)

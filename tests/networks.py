@@ -116,12 +116,15 @@ def block(kind: str, filters: int, kernel: int, pool: int, parts: list[str], tow
     return [convolution, *(PARTS[part](pool) for part in parts)]
 
 
-@st.composite
-def random_networks(draw: st.DrawFn) -> tuple[keras.Sequential, PatchConfig]:
-    """Draw a network of one to three blocks, as many as fit a patch, with up to two hidden Dense layers."""
-    rule, head = draw(RULES), draw(HEADS)
+SPECS = st.tuples(RULES, st.lists(BLOCKS, min_size=1, max_size=3), HEADS)
+"""What `drawn` makes a network of."""
+
+
+def drawn(spec: tuple) -> tuple[keras.Sequential, PatchConfig]:
+    """Return a network of as many of the blocks as fit a patch, with random weights, and its patch rule."""
+    rule, blocks, head = spec
     inner, side = [layers.Rescaling(1 / 255, offset=-0.5)], rule.size
-    for kind, filters, kernel, pool, parts in draw(st.lists(BLOCKS, min_size=1, max_size=3)):
+    for kind, filters, kernel, pool, parts in blocks:
         side = (side - kernel + 1) // pool
         if side < 1:
             break

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from networks import SHAPES, everywhere, one_by_one, random_networks, sequential, stir, volume
+from networks import SHAPES, SPECS, drawn, everywhere, one_by_one, sequential, stir, volume
 
 from femur_tf import dense, model
 from femur_tf.config import PRESETS, ModelConfig, PatchConfig
@@ -59,10 +59,10 @@ def test_the_default_network_keeps_to_its_budget():
     assert dense.convert(model.build(preset.model, rule), rule).macs_per_voxel <= BUDGET
 
 
-@hypothesis.given(drawn=random_networks(), shape=SHAPES)
+@hypothesis.given(spec=SPECS, shape=SHAPES)
 @hypothesis.settings(max_examples=EXAMPLES)
-def test_dense_equals_patch_by_patch_at_every_voxel(drawn, shape):
-    network, rule = drawn
+def test_dense_equals_patch_by_patch_at_every_voxel(spec, shape):
+    network, rule = drawn(spec)
     grid = volume(shape)
     found = everywhere(dense.convert(network, rule), grid)
     np.testing.assert_allclose(found, one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)

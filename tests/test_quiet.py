@@ -7,7 +7,9 @@ START = "from femur_tf import quiet; quiet.start_tensorflow(); import sys; "
 
 
 def _run(code):
-    return subprocess.run([sys.executable, "-c", START + code], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", START + code], capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_the_start_says_nothing_and_errors_are_still_seen():
