@@ -1,8 +1,7 @@
 """Every setting of a study: its default, its range and where the value comes from.
 
 The source is Hallyburton et al., ISMRM 2017, #3860. A value that it states is
-marked "source"; a value that it leaves open is marked "our choice". Settings are
-frozen dataclasses, checked when made and saved as JSON (`femur_tf.config_json`).
+marked "source"; a value that it leaves open, "our choice". Frozen, checked, saved as JSON.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ Triple = tuple[float, float, float]
 def _require(fine: bool, owner: object, name: str, expected: str) -> None:
     """Raise a `ValueError` naming the field `name` of `owner` unless `fine`."""
     if not fine:
-        where = f"{type(owner).__name__}.{name}"
-        raise ValueError(f"{where}: expected {expected}. Received: {name}={getattr(owner, name)!r}")
+        received = f"{name}={getattr(owner, name)!r}"
+        raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}. Received: {received}")
 
 
 @dataclasses.dataclass(frozen=True)

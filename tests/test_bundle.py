@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, predict, study
+from femur_tf import bundle, evaluator, study
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume
 
@@ -80,17 +80,18 @@ def test_what_was_saved_is_loaded(run):
 
 def test_the_working_map_is_the_networks_own_answer_at_each_voxel(run, image):
     found = bundle.load(run)
-    map_ = bundle.working_map(found, image)
     working = study.prepare(image, found.settings.data)
+    map_ = bundle.working_map(found, working)
     centres = np.stack(np.unravel_index(np.arange(0, working.data.size, 97), working.shape), axis=1)
-    expected = predict.by_patches(found.model, working.data, bright.RULE, centres)
+    expected = evaluator.by_patches(found.model, working.data, bright.RULE, centres)
     assert map_.data.dtype == np.float16
     np.testing.assert_array_equal(map_.affine, working.affine)
     np.testing.assert_allclose(map_.data[tuple(centres.T)], expected, atol=HALF_TOLERANCE)
 
 
 def test_a_map_comes_back_to_the_images_own_axes(run, image):
-    map_ = bundle.working_map(bundle.load(run), image)
+    found = bundle.load(run)
+    map_ = bundle.working_map(found, study.prepare(image, found.settings.data))
     own = bundle.to_own_grid(map_, image)
     assert own.dtype == np.float32
     np.testing.assert_array_equal(own, map_.data[::-1].astype(np.float32))  # no interpolation: the spacings agree

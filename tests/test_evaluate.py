@@ -70,7 +70,7 @@ def test_the_score_is_that_of_the_recipe_against_the_untouched_reference(work):
     (score,) = choose(work)
     found = bundle.load(work / "runs" / "default")
     loaded = study.load_case(study.read_plan(work), study.read_plan(work).part("validation")[0])
-    map_ = bundle.working_map(found, loaded.image.volume)
+    map_ = bundle.working_map(found, loaded.working)
     own = bundle.to_own_grid(map_, loaded.image.volume)
     mask = postprocess.apply(own, found.recipe, spacing_mm=tiny.SPACING_MM)
     assert score.dice == metrics.dice(mask, tiny.ball())

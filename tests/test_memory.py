@@ -1,7 +1,6 @@
 """Block sizes: how they fill a box, and how they follow from the memory limit."""
 
 import re
-import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -26,8 +25,7 @@ def network():
 @pytest.fixture
 def resident(monkeypatch):
     """Let the process hold 500 MB, whatever ran before."""
-    process = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(rss=RESIDENT))
-    monkeypatch.setattr(memory.psutil, "Process", lambda: process)
+    monkeypatch.setattr(memory, "base_bytes", lambda: RESIDENT)
 
 
 def test_a_box_is_split_by_hand(network):

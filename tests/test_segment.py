@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, image_io, segment
+from femur_tf import bundle, command, image_io, segment
 from femur_tf.config import RecipeConfig
 from femur_tf.errors import DataError
 from femur_tf.segment import SegmentArguments
@@ -124,7 +124,8 @@ def test_a_dicom_folder_is_one_scan(tmp_path, model):
     assert dice(mask.data > 0, tiny.ball()) > BALL_DICE
 
 
-def test_of_a_folder_the_broken_scan_is_named_and_the_others_are_done(tmp_path, model, capsys):
+def test_of_a_folder_the_broken_scan_is_named_and_the_others_are_done(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setattr(command.console, "width", 200)
     for name in ("a", "c"):
         bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
     (tmp_path / "scans" / "b.nii.gz").write_bytes(b"no image")

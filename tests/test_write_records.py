@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from data_prep import write_records
-from femur_tf import config, files, image_io, model, predict, records, study
+from femur_tf import config, evaluator, files, image_io, model, predict, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
 
@@ -127,7 +127,7 @@ def test_the_patch_that_was_written_is_the_patch_that_inference_reads(tmp_path, 
     network = spread_network(rule, patches)
     expected = np.asarray(network(patches))[:, 0]
     assert np.ptp(expected) > 100 * HALF_TOLERANCE  # the network tells the patches apart
-    by_patches = predict.by_patches(network, grid, rule, centres)
+    by_patches = evaluator.by_patches(network, grid, rule, centres)
     np.testing.assert_allclose(by_patches, expected, rtol=0, atol=PATCHWISE_TOLERANCE)
     dense = predict.probability_map(network, grid, rule)[tuple(centres.T)]
     np.testing.assert_allclose(dense, expected, rtol=0, atol=HALF_TOLERANCE)
