@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from pathlib import Path
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -20,6 +21,8 @@ from femur_tf.errors import DataError
 
 MODEL, CONFIG, RECIPE = "model.keras", "config.json", "recipe.json"
 EXTRA = "assets.extra"
+FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ChosenRecipe:
     """Mean Dice of the first cut-off alone."""
     dice: float
     """Mean Dice of the recipe."""
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,15 +92,10 @@ def find(folder: Path) -> Path:
     )
 
 
-def _check_version(path: Path) -> None:
-    """Raise unless the JSON file at `path` has the format version of this package."""
-    values = files.read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != 1:
-        raise DataError(
-            f"{path}: expected format_version 1. Received: {version!r}. Use the version of femur_tf that made it, "
-            "or train again."
-        )
+def _read(kind: type[T], path: Path) -> T:
+    """Read one of the bundle's JSON files, refusing another format version."""
+    advice = "Use the version of femur_tf that made it, or train again."
+    return config.from_dict(kind, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
 
 
 def load(folder: Path) -> Bundle:
@@ -112,11 +110,8 @@ def load(folder: Path) -> Bundle:
     place = find(folder)
     if not (place / CONFIG).exists():
         raise DataError(f"{place / CONFIG}: expected the settings beside the model, found none. Copy the whole folder.")
-    for name in (CONFIG, RECIPE):
-        if (place / name).exists():
-            _check_version(place / name)
-    settings = config.load(config.RunConfig, place / CONFIG)
-    chosen = config.load(ChosenRecipe, place / RECIPE) if (place / RECIPE).exists() else None
+    settings = _read(config.RunConfig, place / CONFIG)
+    chosen = _read(ChosenRecipe, place / RECIPE) if (place / RECIPE).exists() else None
     try:
         model = keras.saving.load_model(place / MODEL, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -71,6 +71,25 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: expected JSON. Received: {error}") from error
 
 
+def read_versioned(path: Path, version: int, advice: str) -> Any:
+    """Return what the JSON file at `path` holds, an object whose `format_version` is `version`.
+
+    Args:
+      path: the file.
+      version: what this package reads.
+      advice: what to do about another one, for the error.
+
+    Raises:
+      FileNotFoundError: no such file.
+      DataError: not JSON, or another format version.
+    """
+    values = read_json(path)
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if found != version:
+        raise DataError(f"{path}: expected format_version {version}. Received: {found!r}. {advice}")
+    return values
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 digest of the file at `path`, in hexadecimal."""
     with path.open("rb") as stream:

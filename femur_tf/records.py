@@ -117,14 +117,8 @@ def read_manifest(records: Path) -> Manifest:
             f"{path}: expected records, found none or an unfinished set. "
             f"Run first: python -m data_prep.write_records {records.parent}"
         )
-    values = files.read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: expected format_version {FORMAT_VERSION}. Received: {version!r}. "
-            f"Write the records again: python -m data_prep.write_records {records.parent} --overwrite"
-        )
-    return config.from_dict(Manifest, values, str(path))
+    advice = f"Write the records again: python -m data_prep.write_records {records.parent} --overwrite"
+    return config.from_dict(Manifest, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
 
 
 def encode(patch: np.ndarray | None, label: int, centre: Sequence[int], case: bytes) -> bytes:

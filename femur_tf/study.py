@@ -92,13 +92,7 @@ def read_plan(work: Path) -> Plan:
         raise DataError(
             f"{path}: expected a plan, found none. Run first: python -m data_prep.plan {work} --images DIR --masks DIR"
         )
-    values = files.read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: expected format_version {FORMAT_VERSION}. Received: {version!r}. "
-            "Make the plan again with this version of femur_tf."
-        )
+    values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
     plan = config.from_dict(Plan, values, str(path))
     names = [case.name for case in plan.cases]
     twice = sorted({name for name in names if names.count(name) > 1})
