@@ -24,6 +24,8 @@ BATCH_BYTES = 48 * MEGABYTE
 """Wanted size of the widest map of a batch of planes: larger ones gained nothing (docs/performance.md)."""
 LIVE_MAPS = 4
 """Maps of the widest size that are alive at once while a tower is evaluated, with the library's own copies."""
+SLACK_BYTES = 150 * MEGABYTE
+"""For compiled graphs, scratch of the convolutions and what the allocator keeps: measured 120 MB (benchmarks.dense)."""
 SMALLEST_SIDE = 32
 """Blocks are not cut below this side: the halo of a block is about as wide."""
 COARSE_SHARE = 0.25
@@ -80,9 +82,9 @@ def _needed(network: DenseNetwork, block: Sequence[int], map_bytes: int, batch_b
 
 
 def _fixed(network: DenseNetwork, shape: Sequence[int]) -> int:
-    """Return the bytes of padded planes of all scales, and of the map."""
+    """Return the bytes of padded planes of all scales and of the map, and the slack."""
     halo = network.rule.size
-    total = 2 * int(np.prod(shape))
+    total = SLACK_BYTES + 2 * int(np.prod(shape))
     for steps in network.rule.steps:
         x, y, z = (-(-n // s) for n, s in zip(shape, steps, strict=True))
         px, py, pz = x + halo, y + halo, z + halo

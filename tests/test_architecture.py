@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 
 ROWS = (
     {"errors", "config", "config_json", "files"},
-    {"volume", "patches", "postprocess", "metrics", "phantom", "solids", "command"},
+    {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"},
     {"image_io", "records", "study", "quiet"},
     {"dataset", "model", "dense_steps", "dense", "crf"},
     {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "export", "recipe"},

@@ -74,7 +74,7 @@ def test_a_volume_that_fits_is_one_block(network, resident):
 
 
 def test_less_memory_gives_smaller_blocks_of_whole_cells(network, resident):
-    shapes = [memory.plan_blocks(network, HIP, limit).shape for limit in (4000, 800, 650)]
+    shapes = [memory.plan_blocks(network, HIP, limit).shape for limit in (4000, 950, 800)]
     sizes = [int(np.prod(shape)) for shape in shapes]
     assert sizes[0] > sizes[1] > sizes[2]
     assert all(n % step == 0 for shape in shapes for n, step in zip(shape, (4, 2, 4), strict=True))
