@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from femur_tf import command, config, files, quiet, records, study
 from femur_tf.errors import DataError
 
@@ -17,7 +19,7 @@ class TrainArguments:
 
     Example: python -m femur_tf.train work/ --preset default --minutes 30
 
-    One setting: python -m femur_tf.train work/ --run wide --set model.filters=[24,48,96] train.learning_rate=3e-4
+    One setting: python -m femur_tf.train work/ --run wide --set model.filters=[24,48,96] --set train.batch=128
     """
 
     work: command.Work
@@ -27,8 +29,8 @@ class TrainArguments:
     """JSON file with `model` and `train` settings, in place of a preset."""
     run: str | None = None
     """Name of the run; by default the preset's."""
-    set: tuple[str, ...] = ()
-    """Settings to change, as NAME=VALUE with the value in JSON."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting to change, as NAME=VALUE with the value in JSON; once for each."""
     epochs: int | None = None
     """Passes over the records; by default the preset's."""
     minutes: float | None = None

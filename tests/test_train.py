@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tyro
 
 from femur_tf import config, files, train
 from femur_tf.errors import DataError
@@ -127,3 +128,9 @@ def test_a_folder_without_records_exits_with_status_2_and_says_what_to_run_first
     assert result.returncode == 2
     assert f"Run first: python -m data_prep.write_records {tmp_path}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_each_set_counts():
+    """A flag that is given again must not replace what it was given before."""
+    flags = ["work", "--set", "train.batch=8", "--set", "train.learning_rate=0.1"]
+    assert tyro.cli(TrainArguments, args=flags).set == ("train.batch=8", "train.learning_rate=0.1")
