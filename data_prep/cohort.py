@@ -20,8 +20,8 @@ import numpy as np
 from scipy import ndimage
 
 from femur_tf import image_io
-from femur_tf.config import Triple
 from femur_tf.errors import DataError
+from femur_tf.patch_config import Triple
 from femur_tf.volume import Volume, canonical, spacings_agree
 
 FEMUR_SHARE = 0.1

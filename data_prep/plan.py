@@ -54,6 +54,8 @@ class PlanArguments:
     """Whose patch scales to plan."""
     scales_mm: str | None = None
     """Distances between patch samples, in mm, separated by commas, 0 for every voxel; in place of the preset's."""
+    copies: int = config.VariationConfig.copies
+    """Volumes that a training case is drawn from: the scan, and copies of it in other poses and intensities."""
     per_case: int = config.SamplingConfig.per_case
     """Examples drawn from each case."""
     n4: bool = False
@@ -143,6 +145,7 @@ def data_settings(arguments: PlanArguments, facts: Sequence[cohort.Facts]) -> co
             patch=config.PatchConfig(spacing_mm=spacing_mm, scales_mm=scales_mm),
             normalisation=config.NormalisationConfig(n4=arguments.n4),
             sampling=config.SamplingConfig(per_case=arguments.per_case),
+            variation=config.VariationConfig(copies=arguments.copies),
         )
     except ValueError as error:
         raise DataError(str(error)) from error
@@ -186,9 +189,14 @@ def _warn_of_changes(
 
 def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
     """Forecast the records of a plan."""
-    patch, used = plan.data.patch, {case.name for case in plan.cases if case.part != "test"}
+    patch, shapes = (
+        plan.data.patch,
+        {case.name: cohort.working_shape(case, plan.data.patch.spacing_mm) for case in facts},
+    )
+    used = [*plan.part("train"), *plan.part("validation")]
     examples = plan.data.sampling.per_case * len(used)
-    grids = sum(int(np.prod(cohort.working_shape(case, patch.spacing_mm))) for case in facts if case.name in used)
+    copies = {"train": plan.data.variation.copies, "validation": 1}
+    grids = sum(int(np.prod(shapes[case.name])) * copies[case.part] for case in used)
     return Forecast(
         examples,
         patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),

@@ -13,7 +13,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from femur_tf.config import SamplingConfig, Triple
+from femur_tf.config import SamplingConfig
+from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
 
 BONE, NEAR, FAR = range(len(KINDS))

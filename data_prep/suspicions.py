@@ -17,7 +17,8 @@ import numpy as np
 
 from data_prep.cohort import Facts, median_spacing, millimetres, working_shape
 from data_prep.sampling import BONE, asked
-from femur_tf.config import DataConfig, PatchConfig, Triple
+from femur_tf.config import DataConfig, PatchConfig
+from femur_tf.patch_config import Triple
 
 SPACING_FACTOR = 1.25
 """A spacing further than this factor, either way, from the cohort's median is suspicious."""

@@ -15,11 +15,12 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep import sampling
+from data_prep import sampling, variation
 from femur_tf import command, config, files, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -67,54 +68,91 @@ def write_shard(path: Path, examples: list[bytes]) -> None:
             writer.write(example)
 
 
-def encode_all(draw: sampling.Draw, cutter: Cutter | None, case: str) -> list[bytes]:
-    """Return the serialized examples of a draw; without a cutter they hold no patch."""
-    name = case.encode()
-    centres, labels = draw.centres.tolist(), draw.label.tolist()
-    patches = [None] * len(labels) if cutter is None else cutter.cut(draw.centres, extra=True)
-    return [records.encode(p, y, c, name) for p, y, c in zip(patches, labels, centres, strict=True)]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Copy:
+    """A volume that examples are drawn from."""
+
+    name: str
+    """Of the case; a varied copy's has a tilde and its number."""
+    grid: np.ndarray
+    """(X, Y, Z) uint8."""
+    mask: np.ndarray
+    """(X, Y, Z) bool."""
+    rng: np.random.Generator
+
+
+def copies(plan: study.Plan, loaded: study.LoadedCase) -> Iterator[Copy]:
+    """Yield the volumes that a case's examples are drawn from: the scan, then varied copies of a training case."""
+    name, settings = loaded.case.name, plan.data.variation
+    rng = case_rng(plan.data.sampling.seed, name)
+    grid, mask = loaded.working.data, loaded.working_mask
+    yield Copy(name, grid, mask, rng)
+    for number in range(1, settings.copies if loaded.case.part == "train" else 1):
+        own = case_rng(plan.data.sampling.seed, f"{name}~{number}")
+        varied, moved = variation.vary(grid, mask, loaded.working.spacing_mm, settings, own)
+        yield Copy(f"{name}~{number}", varied, moved, own)
+
+
+def draw_copy(plan: study.Plan, copy: Copy, count: int, mode: records.Mode) -> tuple[list[bytes], np.ndarray]:
+    """Draw `count` examples of one volume; return them serialized, with the kind of each."""
+    settings = dataclasses.replace(plan.data.sampling, per_case=count)
+    spacing_mm = plan.data.patch.spacing_mm
+    draw = sampling.draw_centres(copy.mask, spacing_mm=spacing_mm, config=settings, rng=copy.rng)
+    cutter = Cutter.of(copy.grid, plan.data.patch) if mode == "patches" else None
+    patches = cutter.cut(draw.centres, extra=True) if cutter else [None] * len(draw.label)
+    rows = zip(patches, draw.label.tolist(), draw.centres.tolist(), strict=True)
+    return [records.encode(p, y, c, copy.name.encode()) for p, y, c in rows], draw.kind
+
+
+def write_grid(folder: Path, copy: Copy) -> records.FileEntry:
+    """Write a volume for index mode."""
+    name = f"grids/{copy.name}.npy"
+    (folder / "grids").mkdir(parents=True, exist_ok=True)
+    with files.whole(folder / name) as temporary:
+        np.save(temporary, copy.grid)
+    return records.file_entry(folder, name)
 
 
 def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords:
-    """Draw a case's centres and write its shards.
+    """Draw a case's examples, from the scan and its varied copies, and write its shards.
 
     Args:
       work: the study's work folder.
       plan: its plan.
       case: one case of the plan.
-      mode: "patches", or "index" to leave the patches out and keep the working grid.
+      mode: "patches", or "index" to leave the patches out and keep the working grids.
 
     Returns:
       What the manifest says of the case.
     """
     quiet.start_tensorflow()
     folder = study.records_path(work)
-    loaded = study.load_case(plan, case)
-    settings = plan.data.sampling
-    draw = sampling.draw_centres(
-        loaded.working_mask,
-        spacing_mm=loaded.working.spacing_mm,
-        config=settings,
-        rng=case_rng(settings.seed, case.name),
-    )
-    grid = None
-    if mode == "index":
-        (folder / "grids").mkdir(parents=True, exist_ok=True)
-        with files.whole(folder / f"grids/{case.name}.npy") as temporary:
-            np.save(temporary, loaded.working.data)
-        grid = records.file_entry(folder, f"grids/{case.name}.npy")
-    cutter = Cutter.of(loaded.working.data, plan.data.patch) if mode == "patches" else None
-    total = max(1, round(len(draw.label) / SHARD_EXAMPLES))
-    shards = []
-    for index, part in enumerate(np.array_split(np.arange(len(draw.label)), total)):
-        here = sampling.Draw(draw.centres[part], draw.label[part], draw.kind[part], {})
-        name = records.shard_name(case.name, index, total)
-        write_shard(folder / name, encode_all(here, cutter, case.name))
-        examples = {kind: int((here.kind == number).sum()) for number, kind in enumerate(records.KINDS)}
-        shards.append(records.Shard(records.file_entry(folder, name), case.name, examples))
-    written = records.CaseRecords(case.name, case.part, tuple(shards), fingerprint(plan, case, mode), grid)
+    number = plan.data.variation.copies if case.part == "train" else 1
+    counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), number)]
+    examples: list[bytes] = []
+    kinds, grids = [], []
+    for copy, count in zip(copies(plan, study.load_case(plan, case)), counts, strict=True):
+        drawn, kind = draw_copy(plan, copy, count, mode)
+        examples += drawn
+        kinds.append(kind)
+        grids += [write_grid(folder, copy)] if mode == "index" else []
+    order = case_rng(plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
+    shards = _write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
+    written = records.CaseRecords(case.name, case.part, shards, fingerprint(plan, case, mode), tuple(grids))
     files.write_json(_case_path(work, case), config.to_dict(written))
     return written
+
+
+def _write_shards(folder: Path, case: str, examples: list[bytes], kinds: np.ndarray) -> tuple[records.Shard, ...]:
+    """Write examples, in their order, to shards."""
+    total = max(1, round(len(examples) / SHARD_EXAMPLES))
+    shards = []
+    for index, part in enumerate(np.array_split(np.arange(len(examples)), total)):
+        name = records.shard_name(case, index, total)
+        write_shard(folder / name, [examples[i] for i in part])
+        counts = {kind: int((kinds[part] == number).sum()) for number, kind in enumerate(records.KINDS)}
+        shards.append(records.Shard(records.file_entry(folder, name), case, counts))
+    return tuple(shards)
 
 
 def _case_path(work: Path, case: study.Case) -> Path:
@@ -124,7 +162,7 @@ def _case_path(work: Path, case: study.Case) -> Path:
 
 def _missing(folder: Path, case: records.CaseRecords) -> list[str]:
     """Return the files of a case that are not below `folder` with their size."""
-    entries = [shard.file for shard in case.shards] + ([case.grid] if case.grid else [])
+    entries = [*(shard.file for shard in case.shards), *case.grids]
     there = {entry.name: folder / entry.name for entry in entries}
     return [e.name for e in entries if not there[e.name].is_file() or there[e.name].stat().st_size != e.bytes]
 

@@ -12,55 +12,10 @@ from typing import Literal
 from femur_tf.config_json import from_dict as from_dict
 from femur_tf.config_json import load as load
 from femur_tf.config_json import to_dict as to_dict
-
-PLANES = ("axial", "coronal", "sagittal")
-"""The three patch planes, in channel order. Axial spans the canonical axes (x, y), coronal (x, z), sagittal (y, z)."""
-
-Triple = tuple[float, float, float]
-
-
-def _require(fine: bool, owner: object, name: str, expected: str) -> None:
-    """Raise a `ValueError` naming the field `name` of `owner` unless `fine`."""
-    if not fine:
-        received = f"{name}={getattr(owner, name)!r}"
-        raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}. Received: {received}")
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchConfig:
-    """The patch rule: which voxels of the working grid a patch at a centre reads.
-
-    A patch has `size` samples along each of its two axes, at offsets -size//2 .. size - size//2 - 1 from the centre's
-    cell. For each scale the step between samples along each axis is a whole number of working-grid voxels, at least
-    one: the nearest to `scales_mm / spacing_mm`.
-    """
-
-    size: int = 32
-    """Samples along each patch axis (source: 32 x 32)."""
-    spacing_mm: Triple = (1.0, 1.0, 1.0)
-    """Voxel spacing of the working grid along canonical x, y, z; the plan sets the cohort's median."""
-    scales_mm: tuple[float, ...] = (0.0,)
-    """Wanted distance between samples, a value for each scale; 0 is every voxel (source: one scale, every voxel)."""
-    padding: Literal["edge"] = "edge"
-    """What a patch reads beyond the volume's border: the nearest voxel inside (our choice)."""
-
-    def __post_init__(self) -> None:
-        _require(self.size >= 2, self, "size", "at least 2 samples")
-        _require(all(0 < s < 100 for s in self.spacing_mm), self, "spacing_mm", "three lengths in (0, 100) mm")
-        _require(len(self.scales_mm) >= 1, self, "scales_mm", "one scale or more")
-        _require(all(0 <= s <= 200 for s in self.scales_mm), self, "scales_mm", "distances in [0, 200] mm")
-        _require(self.padding == "edge", self, "padding", "'edge'")
-
-    @property
-    def steps(self) -> tuple[tuple[int, int, int], ...]:
-        """The step between samples, in working-grid voxels along x, y, z, for each scale."""
-        sx, sy, sz = self.spacing_mm
-        return tuple((max(1, round(s / sx)), max(1, round(s / sy)), max(1, round(s / sz))) for s in self.scales_mm)
-
-    @property
-    def channels(self) -> int:
-        """Channels of a patch: planes x scales, channel = scale * 3 + plane."""
-        return len(PLANES) * len(self.scales_mm)
+from femur_tf.errors import require
+from femur_tf.patch_config import PLANES as PLANES
+from femur_tf.patch_config import PatchConfig as PatchConfig
+from femur_tf.patch_config import PlaneChoice as PlaneChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +30,15 @@ class NormalisationConfig:
     """Correct the bias field first (N4, SimpleITK); about 10 to 20 s a hip case (our choice: off)."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.lower_percentile < 50, self, "lower_percentile", "a percentile in [0, 50)")
-        _require(50 < self.upper_percentile <= 100, self, "upper_percentile", "a percentile in (50, 100]")
+        require(0 <= self.lower_percentile < 50, self, "lower_percentile", "a percentile in [0, 50)")
+        require(50 < self.upper_percentile <= 100, self, "upper_percentile", "a percentile in (50, 100]")
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """Which voxels of a case become examples (our choice throughout)."""
 
-    per_case: int = 36_000
+    per_case: int = 48_000
     """Examples drawn from each case, without replacement."""
     share_bone: float = 0.35
     """Share of the examples inside the femur."""
@@ -94,11 +49,11 @@ class SamplingConfig:
     seed: int = 2017
 
     def __post_init__(self) -> None:
-        _require(self.per_case >= 1, self, "per_case", "at least 1 example")
-        _require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
-        _require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
-        _require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
-        _require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
+        require(self.per_case >= 1, self, "per_case", "at least 1 example")
+        require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
+        require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
+        require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
+        require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
 
     @property
     def share_far(self) -> float:
@@ -107,16 +62,44 @@ class SamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VariationConfig:
+    """Copies of a training case in other poses, sizes and intensities, which examples are drawn from (our choice)."""
+
+    copies: int = 12
+    """Volumes a training case is drawn from; the first is the scan itself. 1: the scan alone."""
+    rotation_degrees: float = 10.0
+    """Rotate within the finest plane by an angle in [-v, v]."""
+    tilt_degrees: float = 4.0
+    """Rotate within each other plane."""
+    scale: float = 0.12
+    """Stretch each axis by a factor in [1 / (1 + v), 1 + v]."""
+    gamma: float = 0.35
+    """Raise grey values, of [0, 1], to a power in [1 / (1 + v), 1 + v]."""
+    bias: float = 0.3
+    """Multiply by a smooth field of at most exp(v)."""
+    noise: float = 5.0
+    """Add Gaussian noise of a standard deviation in [0, v], of 255 grey values."""
+
+    def __post_init__(self) -> None:
+        require(self.copies >= 1, self, "copies", "at least 1")
+        require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
+        require(0 <= self.tilt_degrees <= 45, self, "tilt_degrees", "an angle in [0, 45] degrees")
+        for name in ("scale", "gamma", "bias"):
+            require(0 <= getattr(self, name) < 1, self, name, "a share in [0, 1)")
+        require(0 <= self.noise <= 50, self, "noise", "grey values in [0, 50]")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The Sequential network: blocks of (Conv, MaxPool, ReLU), Flatten, Dense layers, Dense 1."""
 
-    filters: tuple[int, ...] = (16, 48, 96)
+    filters: tuple[int, ...] = (16, 64, 128)
     """Filters of each convolution, per plane and scale with late fusion (our choice)."""
     kernel: int = 3
     """Kernel size (source: 3 x 3)."""
     pool: int = 2
     """Max-pooling window and stride (source: max pooling; the size is our choice)."""
-    dense: tuple[int, ...] = (64,)
+    dense: tuple[int, ...] = (48,)
     """Units of each hidden Dense layer (our choice)."""
     fusion: Literal["late", "early"] = "late"
     """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in
@@ -131,14 +114,14 @@ class ModelConfig:
     """Initial value of each bias (source: 0.10). Kernels start from Glorot uniform (source: Xavier)."""
 
     def __post_init__(self) -> None:
-        _require(min(self.filters, default=0) >= 1, self, "filters", "one width or more, each at least 1")
-        _require(self.kernel >= 1, self, "kernel", "at least 1")
-        _require(self.pool >= 1, self, "pool", "at least 1")
-        _require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
-        _require(self.fusion in ("late", "early"), self, "fusion", "'late' or 'early'")
-        _require(0 <= self.dropout_conv < 1, self, "dropout_conv", "a rate in [0, 1)")
-        _require(0 <= self.dropout_dense < 1, self, "dropout_dense", "a rate in [0, 1)")
-        _require(self.l2 >= 0, self, "l2", "at least 0")
+        require(min(self.filters, default=0) >= 1, self, "filters", "one width or more, each at least 1")
+        require(self.kernel >= 1, self, "kernel", "at least 1")
+        require(self.pool >= 1, self, "pool", "at least 1")
+        require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
+        require(self.fusion in ("late", "early"), self, "fusion", "'late' or 'early'")
+        require(0 <= self.dropout_conv < 1, self, "dropout_conv", "a rate in [0, 1)")
+        require(0 <= self.dropout_dense < 1, self, "dropout_dense", "a rate in [0, 1)")
+        require(self.l2 >= 0, self, "l2", "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +130,7 @@ class AugmentConfig:
 
     flip: bool = True
     """Mirror left-right, in one example of two."""
-    intensity_scale: float = 0.15
+    intensity_scale: float = 0.1
     """Multiply grey values by a factor in [1 - v, 1 + v]."""
     intensity_shift: float = 0.05
     """Add a share in [-v, v] of the full range of 255."""
@@ -155,9 +138,9 @@ class AugmentConfig:
     """Rotate each plane about its centre by an angle in [-v, v]."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.intensity_scale < 1, self, "intensity_scale", "a share in [0, 1)")
-        _require(0 <= self.intensity_shift < 1, self, "intensity_shift", "a share in [0, 1)")
-        _require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
+        require(0 <= self.intensity_scale < 1, self, "intensity_scale", "a share in [0, 1)")
+        require(0 <= self.intensity_shift < 1, self, "intensity_shift", "a share in [0, 1)")
+        require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +175,14 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:
-        _require(0 < self.learning_rate < 10, self, "learning_rate", "a rate in (0, 10)")
-        _require(0 <= self.momentum < 1, self, "momentum", "a share in [0, 1)")
-        _require(self.batch >= 1, self, "batch", "at least 1")
-        _require(self.epochs >= 1, self, "epochs", "at least 1")
-        _require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
-        _require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
-        _require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
-        _require(self.patience >= 1, self, "patience", "at least 1 epoch")
+        require(0 < self.learning_rate < 10, self, "learning_rate", "a rate in (0, 10)")
+        require(0 <= self.momentum < 1, self, "momentum", "a share in [0, 1)")
+        require(self.batch >= 1, self, "batch", "at least 1")
+        require(self.epochs >= 1, self, "epochs", "at least 1")
+        require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
+        require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
+        require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
+        require(self.patience >= 1, self, "patience", "at least 1 epoch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +199,8 @@ class Step:
 
     def __post_init__(self) -> None:
         names = ("opening", "small_clusters", "largest", "fill_holes", "fill_planes")
-        _require(self.name in names, self, "name", f"one of {', '.join(names)}")
-        _require(self.value >= 0, self, "value", "at least 0")
+        require(self.name in names, self, "name", f"one of {', '.join(names)}")
+        require(self.value >= 0, self, "value", "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,16 +212,17 @@ class RecipeConfig:
     steps: tuple[Step, ...] = (Step("opening", 1.0), Step("largest", 2), Step("fill_holes", 1e5))
 
     def __post_init__(self) -> None:
-        _require(0 <= self.cutoff <= 1, self, "cutoff", "a probability in [0, 1]")
+        require(0 <= self.cutoff <= 1, self, "cutoff", "a probability in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What the records hold: the patch rule, the intensities and the sampling. Fixed by the plan."""
 
-    patch: PatchConfig = PatchConfig(scales_mm=(0.0, 3.6))
+    patch: PatchConfig = dataclasses.field(default_factory=lambda: PatchConfig(scales_mm=(0.0, 3.6)))
     normalisation: NormalisationConfig = NormalisationConfig()
     sampling: SamplingConfig = SamplingConfig()
+    variation: VariationConfig = VariationConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,19 +251,24 @@ class PredictConfig:
     """With `fast`: a first probability at or above it, or a neighbour's, leaves doubt."""
 
     def __post_init__(self) -> None:
-        _require(self.precision in ("float32", "bfloat16"), self, "precision", "'float32' or 'bfloat16'")
-        _require(self.max_memory >= 1, self, "max_memory", "at least 1 MB")
-        _require(0 < self.fast_threshold < 1, self, "fast_threshold", "a probability in (0, 1)")
-        _require(not (self.fast and self.body_only), self, "body_only", "False with `fast`, which leaves out more")
+        require(self.precision in ("float32", "bfloat16"), self, "precision", "'float32' or 'bfloat16'")
+        require(self.max_memory >= 1, self, "max_memory", "at least 1 MB")
+        require(0 < self.fast_threshold < 1, self, "fast_threshold", "a probability in (0, 1)")
+        require(not (self.fast and self.body_only), self, "body_only", "False with `fast`, which leaves out more")
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named pair of network and training settings, with the patch scales they read."""
+    """A named pair of network and training settings, with the patch scales and planes they read."""
 
     model: ModelConfig
     train: TrainConfig
     scales_mm: tuple[float, ...]
+    planes: tuple[PlaneChoice, ...] = ()
+
+    def patch(self, rule: PatchConfig) -> PatchConfig:
+        """Return a patch rule with the scales and planes of the preset."""
+        return dataclasses.replace(rule, scales_mm=self.scales_mm, planes=self.planes)
 
 
 PRESETS = {
@@ -294,7 +283,7 @@ PRESETS = {
         ),
         scales_mm=(0.0,),
     ),
-    "default": Preset(ModelConfig(), TrainConfig(), scales_mm=(0.0, 3.6)),
+    "default": Preset(ModelConfig(), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")),
 }
 """`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
 best measured (docs/results.md)."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 from femur_tf import records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
+from femur_tf.patch_config import PLANE_AXES
 from femur_tf.patches import Cutter
 
 READERS = 16
@@ -47,9 +48,10 @@ def _read(shards: list[str], seed: int, epoch: tf.Tensor, shuffle: int) -> tf.da
 def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.experimental.GenericFunction:
     """Return a function (case, centre) -> patches that cuts from the working grids of index mode."""
     cutters = {
-        case.case.encode(): Cutter.of(np.load(folder / case.grid.name), manifest.data.patch)
+        Path(grid.name).stem.encode(): Cutter.of(np.load(folder / grid.name), manifest.data.patch)
         for case in manifest.cases
-        if case.part == part and case.grid
+        if case.part == part
+        for grid in case.grids
     }
     patch = manifest.data.patch
     shape = (patch.size + 1, patch.size + 1, patch.channels)
@@ -67,17 +69,18 @@ def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.exp
     return gather
 
 
-def flip_left_right(patch: tf.Tensor) -> tf.Tensor:
+def flip_left_right(patch: tf.Tensor, rule: PatchConfig) -> tf.Tensor:
     """Mirror patches left-right.
 
     Args:
       patch: (N, S + 1, S + 1, C); axial and coronal rows run along x, sagittal patches do not contain x.
+      rule: the patch rule.
 
     Returns:
       The same shape. Its first S samples along each axis are the patch of the mirrored volume at the mirrored
       centre, on every scale whose step divides the volume's extent along x.
     """
-    along_x = np.tile([plane != "sagittal" for plane in PLANES], patch.shape[-1] // len(PLANES))
+    along_x = [PLANES[plane] != "sagittal" for _, plane in rule.towers]
     mirrored = tf.reverse(patch, axis=[1])
     if patch.shape[1] % 2 == 0:
         # An odd S reaches as far on both sides: its own samples are mirrored, the additional one stays the last.
@@ -110,12 +113,9 @@ def _rotate(patch: tf.Tensor, degrees: float, rule: PatchConfig, seed: tf.Tensor
     """Rotate each plane of each example by its own angle, the same on every scale."""
     limit = degrees * np.pi / 180
     angles = tf.random.stateless_uniform((tf.shape(patch)[0], len(PLANES)), seed, -limit, limit)
-    in_plane = ((0, 1), (0, 2), (1, 2))  # axes of axial, coronal, sagittal patches
     turned = []
-    for channel in range(rule.channels):
-        plane = channel % len(PLANES)
-        step = rule.steps[channel // len(PLANES)]
-        row_mm, column_mm = (rule.spacing_mm[axis] * step[axis] for axis in in_plane[plane])
+    for channel, (scale, plane) in enumerate(rule.towers):
+        row_mm, column_mm = (rule.spacing_mm[axis] * rule.steps[scale][axis] for axis in PLANE_AXES[plane][1:])
         transform = rotations(angles[:, plane], (row_mm, column_mm), rule.size + 1)
         image = tf.cast(patch[..., channel : channel + 1], tf.float32)
         turned.append(keras.ops.image.affine_transform(image, transform, "bilinear", "nearest"))
@@ -141,7 +141,7 @@ def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: 
         patch = _rotate(patch, settings.rotation_degrees, rule, seeds[0])
     if settings.flip:
         coin = tf.random.stateless_uniform(one, seeds[1]) < 0.5
-        patch = tf.where(coin, flip_left_right(patch), patch)
+        patch = tf.where(coin, flip_left_right(patch, rule), patch)
     patch = patch[:, : rule.size, : rule.size]
     if settings.intensity_scale or settings.intensity_shift:
         scale = 1 + tf.random.stateless_uniform(one, seeds[2], -1, 1) * settings.intensity_scale
@@ -157,17 +157,16 @@ def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:
     """Return which channels of the records' patches are those of `rule`.
 
     Raises:
-      DataError: size, spacing or padding differ, or a scale is not in the records.
+      DataError: size, spacing or padding differ, or a plane of a scale is not in the records.
     """
-    if (rule.size, rule.spacing_mm, rule.padding) != (held.size, held.spacing_mm, held.padding) or not set(
-        rule.scales_mm
-    ) <= set(held.scales_mm):
+    wanted, there = ([(r.scales_mm[scale], plane) for scale, plane in r.towers] for r in (rule, held))
+    alike = (rule.size, rule.spacing_mm, rule.padding) == (held.size, held.spacing_mm, held.padding)
+    if not alike or not set(wanted) <= set(there):
         raise DataError(
             f"{source}: expected records with the patches of {rule}. Received: {held}. "
             "Make a plan with these settings and write its records in another work folder."
         )
-    planes = len(PLANES)
-    return [held.scales_mm.index(scale) * planes + plane for scale in rule.scales_mm for plane in range(planes)]
+    return [there.index(tower) for tower in wanted]
 
 
 def batches(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -34,6 +34,17 @@ from femur_tf.dense_steps import DENSE, Builder, Length, Precision, Step, Stride
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """[start, stop) along x, y, z."""
+
+
+class Share(NamedTuple):
+    """What other towers give to the first Dense layer at the samples of some planes."""
+
+    cells: Any
+    """(N, a, b, units) float32, a row and a column a lattice cell."""
+    rows: Any
+    """(A,) int32: in which row of cells each row of samples lies."""
+    columns: Any
+    """(B,) int32: the same for columns."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,13 +73,24 @@ class DenseNetwork:
     """(..., units) sums over all towers -> (...) float32 probabilities."""
 
     def __post_init__(self) -> None:
-        """Compile the towers, once for each way of striding that is used."""
-        object.__setattr__(self, "_compiled_towers", {})
+        """Start without graphs: each is compiled when it is first used."""
+        object.__setattr__(self, "_graphs", {})
+
+    @property
+    def fine_towers(self) -> tuple[int, ...]:
+        """The towers that see every voxel."""
+        steps = self.rule.steps
+        return tuple(number for number, (scale, _) in enumerate(self.rule.towers) if max(steps[scale]) == 1)
+
+    @property
+    def coarse_steps(self) -> tuple[tuple[int, int, int], ...]:
+        """The lattices of the other towers, each once."""
+        return tuple(dict.fromkeys(steps for steps in self.rule.steps if max(steps) > 1))
 
     @property
     def macs_per_voxel(self) -> float:
         """Multiply-adds a voxel, counted: towers of a coarse scale once a cell."""
-        cells = sum(3 / np.prod(steps) for steps in self.rule.steps)
+        cells = sum(1 / np.prod(self.rule.steps[scale]) for scale, _ in self.rule.towers)
         return float(self.macs_per_cell * cells + self.head_macs)
 
     def tower(self, planes: np.ndarray, tower: int, strided: Strided = DENSE) -> np.ndarray:
@@ -76,22 +98,61 @@ class DenseNetwork:
 
         Args:
           planes: (N, A + size - 1, B + size - 1) uint8, padded as `patches.padded_planes` does.
-          tower: scale * 3 + plane.
+          tower: its number among the rule's towers.
           strided: along rows and columns; a strided axis gives samples 0, stride, 2 * stride, ...
 
         Returns:
           (N, A, B, units) float32, or ceil(A / stride), ceil(B / stride) where strided: the tower's share of the
           first Dense layer, before bias and activation.
         """
-        compiled: dict[Strided, Callable[..., Any]] = self._compiled_towers  # type: ignore[attr-defined]
-        if strided not in compiled:
-            compiled[strided] = _compile(lambda images, *weights: self.evaluate(images, weights, strided))
+        graph = self._graph((strided, None), lambda images, weights, _: self.evaluate(images, weights, strided))
+        return self._whole_planes(graph, planes, tower, (), strided)
+
+    def probability(
+        self, planes: np.ndarray, tower: int | None, shares: Sequence[Share], strided: Strided = DENSE
+    ) -> np.ndarray:
+        """Evaluate one tower over whole planes, add what the other towers give, and apply the last layers.
+
+        In one graph, so that the sums of the first Dense layer stay in it.
+
+        Args:
+          planes: as for `tower`.
+          tower: as for `tower`; None for a network without one that sees every voxel: shares are all there is.
+          shares: of the other towers, at the tower's samples.
+          strided: as for `tower`.
+
+        Returns:
+          (N, A, B) float32.
+        """
+        if tower is None:
+            graph = self._graph((strided, -len(shares)), lambda _, __, others: self.finish(None, (), others))
+            return np.asarray(graph(planes, self.parameters[0], tuple(shares)))
+        key = (strided, len(shares))
+        graph = self._graph(key, lambda images, weights, others: self.finish(images, weights, others, strided))
+        return self._whole_planes(graph, planes, tower, tuple(shares), strided)
+
+    def _graph(self, key: tuple[Strided, int | None], function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` of (planes, weights, shares) as a graph; `key` holds the number of shares."""
+        graphs: dict[Any, Callable[..., Any]] = self._graphs  # type: ignore[attr-defined]
+        if key not in graphs:
+            graphs[key] = _compile(function, self.parameters[0], abs(key[1] or 0), self.units)
+        return graphs[key]
+
+    def _whole_planes(
+        self,
+        graph: Callable[..., Any],
+        planes: np.ndarray,
+        tower: int,
+        shares: tuple[Share, ...],
+        strided: Strided,
+    ) -> np.ndarray:
+        """Call a graph on planes long enough for its pooling, and cut what it gives."""
         short = [self.short(planes.shape[axis + 1], strided[axis]) for axis in (0, 1)]
         if any(short):
             planes = np.pad(planes, ((0, 0), (0, short[0]), (0, short[1])), mode="edge")
         _, rows, columns = (length - s for length, s in zip(planes.shape, (0, *short), strict=True))
         # Seen as an array before it is cut: a slice of an array copies nothing.
-        result = np.asarray(compiled[strided](planes, *self.parameters[tower]))
+        result = np.asarray(graph(planes, self.parameters[tower], shares))
         return result[:, : self._count(rows, strided[0]), : self._count(columns, strided[1])]
 
     def _count(self, length: int, strided: bool) -> int:
@@ -122,26 +183,44 @@ class DenseNetwork:
             maps = step.apply(maps, weights, strided)
         return ops.cast(maps, "float32")
 
+    def finish(self, planes: Any, weights: Sequence[Any], shares: Sequence[Share], strided: Strided = DENSE) -> Any:
+        """Apply the steps of a tower, add shares, and apply the last layers; works inside a graph.
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of (N, A, B) uint8 planes of any shape and of weights."""
+        Args:
+          planes: as for `evaluate`; None for shares alone.
+          weights: as for `evaluate`.
+          shares: of the other towers.
+          strided: along rows and columns.
+
+        Returns:
+          (N, A, B) float32 probabilities; longer where there is no share to say what is wanted.
+        """
+        maps = None if planes is None else self.evaluate(planes, weights, strided)
+        for share in shares:
+            rows, columns = ops.shape(share.rows)[0], ops.shape(share.columns)[0]
+            maps = spread(share) if maps is None else maps[:, :rows, :columns] + spread(share)
+        return self.head(maps)
+
+
+def spread(share: Share) -> Any:
+    """Return a share at every sample, (N, A, B, units)."""
+    return ops.take(ops.take(share.cells, share.rows, axis=1), share.columns, axis=2)
+
+
+def _compile(function: Callable[..., Any], weights: Sequence[Any], shares: int, units: int) -> Callable[..., Any]:
+    """Compile a function of (N, A, B) uint8 planes of any shape, of weights and of shares."""
     if keras.backend.backend() != "tensorflow":
         import jax
 
         return jax.jit(function)
     import tensorflow as tf
 
-    relaxed = tf.TensorSpec((None, None, None), tf.uint8)
-    graphs: dict[int, Callable[..., Any]] = {}
-
-    def call(planes: Any, *weights: Any) -> Any:
-        # One graph for planes of any shape: the weights of all towers have the same shapes.
-        if not graphs:
-            signature = [relaxed, *(tf.TensorSpec(w.shape, w.dtype) for w in weights)]
-            graphs[0] = tf.function(function, input_signature=signature, autograph=False)
-        return graphs[0](planes, *weights)
-
-    return call
+    # One graph for planes of any shape, and for all towers: their weights have the same shapes.
+    index = tf.TensorSpec((None,), tf.int32)
+    share = Share(tf.TensorSpec((None, None, None, units), tf.float32), index, index)
+    planes = tf.TensorSpec((None, None, None), tf.uint8)
+    signature = [planes, tuple(tf.TensorSpec(w.shape, w.dtype) for w in weights), (share,) * shares]
+    return tf.function(function, input_signature=signature, autograph=False)
 
 
 def _head(functions: Sequence[Callable[[Any], Any]], units: int) -> Callable[[Any], Any]:

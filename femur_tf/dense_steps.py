@@ -215,7 +215,7 @@ class Builder:
     def _convolution(self, layer: keras.layers.Layer) -> None:
         """Add a dilated convolution for each tower."""
         groups = layer.towers if isinstance(layer, PlanewiseConv2D) else layer.groups
-        if groups == 1:
+        if groups == 1 and self.towers > 1:
             raise _refuse(layer, "it mixes the planes (early fusion), so that voxels share nothing after it")
         if groups != self.towers:
             raise _refuse(layer, f"it keeps {groups} groups of channels apart; a patch has {self.towers}")

@@ -8,3 +8,10 @@ exit with status 2 (`femur_tf.command`).
 
 class DataError(ValueError):
     """Input, or a file made earlier, that cannot be used as it is."""
+
+
+def require(fine: bool, owner: object, name: str, expected: str) -> None:
+    """Raise a `ValueError` naming the field `name` of the settings `owner` unless `fine`."""
+    if not fine:
+        received = f"{name}={getattr(owner, name)!r}"
+        raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}. Received: {received}")

@@ -1,15 +1,18 @@
 """A dense network on one volume: its planes, its coarse sums, any box of it.
 
-The first Dense layer is a sum over towers. `Evaluator.add_sums` adds the towers of
-one scale over a box, plane by plane, to an array of `units` floats a voxel;
-`Evaluator.probability` adds up the scales and applies the layers that follow.
+The first Dense layer is a sum over towers. Coarse scales are summed once a lattice
+cell. Of the towers that see every voxel all but the last are summed over a box, too;
+the last one is evaluated together with the layers that follow, plane by plane, and
+takes the other sums in.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -17,13 +20,14 @@ from keras import ops
 
 from femur_tf import command, memory
 from femur_tf.config import PatchConfig
-from femur_tf.dense import Box, DenseNetwork
-from femur_tf.dense_steps import Strided
-from femur_tf.patches import PLANE_AXES, Cutter, padded_planes
+from femur_tf.dense import Box, DenseNetwork, Share
+from femur_tf.dense_steps import DENSE, Strided
+from femur_tf.patch_config import PLANE_AXES
+from femur_tf.patches import Cutter, padded_planes
 
 PATCH_BATCH = 1024
-HEAD_BYTES = 32 * memory.MEGABYTE
-"""Sums that the last layers turn into probabilities at a time."""
+EVERY = (1, 1, 1)
+"""All voxels."""
 
 
 def by_patches(model: keras.Sequential, grid: np.ndarray, rule: PatchConfig, centres: np.ndarray) -> np.ndarray:
@@ -82,6 +86,41 @@ class Probe:
         return float(np.abs(reference - self.values[known]).max())
 
 
+class LatticeSums(NamedTuple):
+    """Sums of the first Dense layer over some cells of a lattice."""
+
+    steps: tuple[int, int, int]
+    """Voxels of a cell."""
+    origin: tuple[int, int, int]
+    """The first cell."""
+    cells: np.ndarray
+    """(x, y, z, units) float32."""
+
+    def add(self, wider: LatticeSums) -> None:
+        """Add the sums of a lattice whose cells are made of whole cells of this one."""
+        index = [
+            (np.arange(first, first + count) * step) // wide - origin
+            for first, count, step, wide, origin in zip(
+                self.origin, self.cells.shape, self.steps, wider.steps, wider.origin, strict=False
+            )
+        ]
+        for row, cell in zip(self.cells, index[0], strict=True):
+            row += wider.cells[cell][np.ix_(index[1], index[2])]
+
+    def share(self, axes: Sequence[int], index: Sequence[np.ndarray]) -> Share:
+        """Return the sums as seen from planes.
+
+        Args:
+          axes: the axis across the planes, then their rows and columns.
+          index: voxels along these three.
+        """
+        n, rows, columns = (
+            (voxels // self.steps[axis] - self.origin[axis]).astype(np.int32)
+            for axis, voxels in zip(axes, index, strict=True)
+        )
+        return Share(self.cells.transpose(*axes, 3)[n], rows, columns)
+
+
 class Evaluator:
     """A dense network on one volume."""
 
@@ -96,92 +135,146 @@ class Evaluator:
         self.network, self.shape, self.plan = network, grid.shape, plan
         self.planes = padded_planes(grid, network.rule)
 
-    def add_sums(self, total: np.ndarray, scale: int, box: Box, every: Sequence[int] = (1, 1, 1)) -> None:
-        """Add one scale's share of the first Dense layer.
+    def _images(self, tower: int, box: Box, every: Sequence[int]) -> tuple[np.ndarray, Strided]:
+        """Return the padded planes (N, A, B) of a tower over a box of cells, and how its axes are strided."""
+        less = self.network.rule.size - 1
+        across, rows, columns = PLANE_AXES[self.network.rule.towers[tower].plane]
+        (n0, n1), (a0, a1), (b0, b1) = box[across], box[rows], box[columns]
+        images = self.planes[tower][n0 : n1 : every[across], a0 : a1 + less, b0 : b1 + less]
+        return images, (every[rows] > 1, every[columns] > 1)
+
+    def _batches(self, images: np.ndarray) -> list[slice]:
+        """Return which images are evaluated together."""
+        count = self.plan.images(images[0].size)
+        return [slice(start, min(start + count, len(images))) for start in range(0, len(images), count)]
+
+    def add_sums(self, total: np.ndarray, tower: int, box: Box, every: Sequence[int] = EVERY) -> None:
+        """Add one tower's share of the first Dense layer.
 
         Args:
           total: (x, y, z, units) float32, changed in place.
-          scale: its number.
-          box: [start, stop) in cells of the scale's lattice.
+          tower: its number among the rule's towers.
+          box: [start, stop) in cells of its scale's lattice.
           every: 1 or the network's stride for each axis: the cells start, start + every, ... alone.
         """
-        less = self.network.rule.size - 1
-        for plane, axes in enumerate(PLANE_AXES):
-            tower = scale * len(PLANE_AXES) + plane
-            (n0, n1), (a0, a1), (b0, b1) = (box[axis] for axis in axes)
-            images = self.planes[tower][n0 : n1 : every[axes[0]], a0 : a1 + less, b0 : b1 + less]
-            strided: Strided = (every[axes[1]] > 1, every[axes[2]] > 1)
-            view = total.transpose(*axes, 3)  # (n, a, b, units)
-            count = self.plan.images(images[0].size)
-            parts = [slice(start, start + count) for start in range(0, len(images), count)]
-            for part, found in zip(parts, self._ahead(images, parts, tower, strided), strict=True):
-                view[part] += found
-
-    def _ahead(self, images: np.ndarray, parts: list[slice], tower: int, strided: Strided) -> Iterator[np.ndarray]:
-        """Yield the tower's maps of each part of the images, the next one computed while one is used."""
-        with concurrent.futures.ThreadPoolExecutor(1) as worker:
-            waiting = [worker.submit(self.network.tower, images[part], tower, strided) for part in parts[:1]]
-            for part in [*parts[1:], None]:
-                if part is not None:
-                    waiting.append(worker.submit(self.network.tower, images[part], tower, strided))
-                yield waiting.pop(0).result()
+        images, strided = self._images(tower, box, every)
+        view = total.transpose(*PLANE_AXES[self.network.rule.towers[tower].plane], 3)  # (n, a, b, units)
+        parts = self._batches(images)
+        found = _ahead([functools.partial(self.network.tower, images[part], tower, strided) for part in parts])
+        for part, sums in zip(parts, found, strict=True):
+            view[part] += sums
 
     def _zeros(self, shape: Iterable[int]) -> np.ndarray:
         """Return sums to add to."""
         return np.zeros([*shape, self.network.units], np.float32)
 
-    @functools.cached_property
-    def coarse(self) -> dict[int, np.ndarray]:
-        """The sums of each scale of which a cell holds several voxels, over the whole volume, where memory allows."""
-        found = {}
-        for scale, steps in enumerate(self.network.rule.steps):
-            cells = [-(-n // s) for n, s in zip(self.shape, steps, strict=True)]
-            if max(steps) > 1 and self.plan.allows_whole(int(np.prod(cells))):
-                found[scale] = self._zeros(cells)
-                self.add_sums(found[scale], scale, whole(cells))
+    def coarse(self, box: Box) -> list[LatticeSums]:
+        """Return the sums of all coarse scales over the cells that a box of voxels touches.
+
+        A scale whose cells are made of whole cells of a finer one is added to that one's.
+        """
+        found: list[LatticeSums] = []
+        for steps in sorted(self.network.coarse_steps, key=np.prod, reverse=True):
+            own = self._lattice_sums(steps, box)
+            wider = [sums for sums in found if all(a % b == 0 for a, b in zip(sums.steps, steps, strict=True))]
+            for sums in wider:
+                own.add(sums)
+            found = [own, *(sums for sums in found if all(sums is not one for one in wider))]
         return found
 
-    def _add_coarse(self, total: np.ndarray, scale: int, index: Sequence[np.ndarray]) -> None:
-        """Add a coarse scale's sums at the voxels of an open grid of indices, a plane at a time to save memory."""
-        x, y, z = (i // step for i, step in zip(index, self.network.rule.steps[scale], strict=True))
-        if scale in self.coarse:
-            cells, origin = self.coarse[scale], (0, 0, 0)
-        else:
-            box: Box = ((x[0], x[-1] + 1), (y[0], y[-1] + 1), (z[0], z[-1] + 1))
-            cells, origin = self._zeros(stop - start for start, stop in box), (x[0], y[0], z[0])
-            self.add_sums(cells, scale, box)
-        for row, cell in zip(total, x - origin[0], strict=True):
-            row += cells[cell][np.ix_(y - origin[1], z - origin[2])]
+    def _lattice_sums(self, steps: tuple[int, int, int], box: Box) -> LatticeSums:
+        """Return the sums of the towers of one lattice over the cells that a box of voxels touches."""
+        rule = self.network.rule
+        x, y, z = ((start // step, -(-stop // step)) for (start, stop), step in zip(box, steps, strict=True))
+        sums = LatticeSums(steps, (x[0], y[0], z[0]), self._zeros(stop - start for start, stop in (x, y, z)))
+        for tower, (scale, _) in enumerate(rule.towers):
+            if rule.steps[scale] == steps:
+                self.add_sums(sums.cells, tower, (x, y, z))
+        return sums
 
-    def probability(self, box: Box, every: Sequence[int] = (1, 1, 1)) -> np.ndarray:
-        """Return the probabilities in a box of voxels.
+    @functools.cached_property
+    def whole_coarse(self) -> list[LatticeSums] | None:
+        """The sums of the coarse scales over the whole volume, where memory allows."""
+        cells = [[-(-n // s) for n, s in zip(self.shape, steps, strict=True)] for steps in self.network.coarse_steps]
+        return self.coarse(whole(self.shape)) if self.plan.allows_whole(sum(map(math.prod, cells))) else None
+
+    def _others(self, box: Box, every: Sequence[int]) -> list[LatticeSums]:
+        """Return what all towers but the last fine one give in a box."""
+        found = list(self.coarse(box) if self.whole_coarse is None else self.whole_coarse)
+        others = self.network.fine_towers[:-1]
+        if others:
+            shape = (-(-(stop - start) // step) for (start, stop), step in zip(box, every, strict=True))
+            x, y, z = (start // step for (start, _), step in zip(box, every, strict=True))
+            found.append(LatticeSums((every[0], every[1], every[2]), (x, y, z), self._zeros(shape)))
+        for tower in others:
+            self.add_sums(found[-1].cells, tower, box, every)
+        return found
+
+    def parts(self, box: Box, every: Sequence[int] = EVERY) -> Iterator[tuple[Box, np.ndarray]]:
+        """Yield the probabilities in a box of voxels, some planes at a time.
 
         Args:
           box: [start, stop) in voxels; its starts are multiples of every step of the lattices.
           every: as for `add_sums`.
 
-        Returns:
-          (x, y, z) float32.
+        Yields:
+          Which samples, [start, stop) counted from the box's first, and their (x, y, z) float32 probabilities.
         """
+        network = self.network
         index = [np.arange(start, stop, step) for (start, stop), step in zip(box, every, strict=True)]
-        total = self._zeros(map(len, index))
-        for scale, steps in enumerate(self.network.rule.steps):
-            if max(steps) > 1:
-                self._add_coarse(total, scale, index)
-            else:
-                self.add_sums(total, scale, box, every)
-        rows = max(1, HEAD_BYTES // total[0].nbytes)
-        parts = [self.network.head(total[start : start + rows]) for start in range(0, len(total), rows)]
-        return np.concatenate([ops.convert_to_numpy(part) for part in parts])
+        others = self._others(box, every)
+        tower = network.fine_towers[-1] if network.fine_towers else None
+        axes = PLANE_AXES[0 if tower is None else network.rule.towers[tower].plane]
+        images, strided = self._images(tower, box, every) if tower is not None else (_nothing(len(index[2])), DENSE)
+
+        def evaluate(part: slice) -> np.ndarray:
+            planes = [index[axes[0]][part], index[axes[1]], index[axes[2]]]
+            shares = [sums.share(axes, planes) for sums in others]
+            return network.probability(images[part], tower, shares, strided)
+
+        batches = self._batches(images)
+        for part, found in zip(batches, _ahead([functools.partial(evaluate, part) for part in batches]), strict=True):
+            where = [(0, len(i)) for i in index]
+            where[axes[0]] = (part.start, part.stop)
+            yield (where[0], where[1], where[2]), found.transpose(np.argsort(axes))
+
+    def probability(self, box: Box, every: Sequence[int] = EVERY) -> np.ndarray:
+        """Return the probabilities in a box of voxels, (x, y, z) float32; arguments as for `parts`."""
+        shape = [-(-(stop - start) // step) for (start, stop), step in zip(box, every, strict=True)]
+        result = np.empty(shape, np.float32)
+        for where, found in self.parts(box, every):
+            result[_slices(where)] = found
+        return result
 
     def fill(self, result: np.ndarray, box: Box, probe: Probe | None) -> Iterator[int]:
-        """Write a box of the map, block by block; yield the voxels of each block done."""
+        """Write a box of the map, some planes at a time; yield the voxels of each part done."""
         for block in self.plan.split(box):
-            found = self.probability(block)
-            if probe:
-                probe.take(block, found)
-            result[tuple(slice(start, stop) for start, stop in block)] = found
-            yield found.size
+            for where, found in self.parts(block):
+                x, y, z = ((first + a, first + b) for (first, _), (a, b) in zip(block, where, strict=True))
+                if probe:
+                    probe.take((x, y, z), found)
+                result[_slices((x, y, z))] = found
+                yield found.size
+
+
+def _nothing(planes: int) -> np.ndarray:
+    """Return planes without samples, for a network that has no tower at every voxel."""
+    return np.zeros((planes, 1, 1), np.uint8)
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    """Return a box as an index."""
+    return tuple(slice(start, stop) for start, stop in box)
+
+
+def _ahead(calls: Sequence[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """Yield what each call returns, the next one computed while one is used."""
+    with concurrent.futures.ThreadPoolExecutor(1) as worker:
+        waiting = [worker.submit(call) for call in calls[:1]]
+        for call in [*calls[1:], None]:
+            if call is not None:
+                waiting.append(worker.submit(call))
+            yield waiting.pop(0).result()
 
 
 def whole(shape: Sequence[int]) -> Box:

@@ -1,16 +1,18 @@
 """How large a block of a volume may be evaluated at once, within a memory limit.
 
-Two things of a block take memory: the sums of the first Dense layer, `units` floats a
-voxel, and the maps of the planes that a tower is working on. A block is a whole
-volume, halved along its longest side until both fit beside what the process already
-holds. Block starts lie on multiples of every lattice step, so that a cell of a coarse
-scale is never split.
+Two things of a block take memory: the maps of the planes that a tower is working on
+and, with several towers that see every voxel, the sums of the first Dense layer,
+`units` floats a voxel. A block is a whole volume, halved until both fit beside what
+the process already holds; it is cut where that adds least halo. Block
+starts lie on multiples of every lattice step, so that a cell of a coarse scale is
+never split.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +20,7 @@ import psutil
 
 from femur_tf.dense import Box, DenseNetwork
 from femur_tf.errors import DataError
+from femur_tf.patch_config import PLANE_AXES
 
 MEGABYTE = 10**6
 BATCH_BYTES = 48 * MEGABYTE
@@ -77,18 +80,42 @@ def _needed(network: DenseNetwork, block: Sequence[int], map_bytes: int, batch_b
     halo = network.rule.size - 1
     sides = sorted(n + halo for n in block)
     widest = max(batch_bytes, map_bytes * sides[-1] * sides[-2])
-    sums = 4 * network.units * int(np.prod(block))
-    return sums + sums // block[0] + LIVE_MAPS * widest
+    # The last fine tower's sums are used as they come; only those of the towers before it are held for a block.
+    held = int(np.prod(block)) if len(network.fine_towers) > 1 else 0
+    return 4 * network.units * (held + held // block[0]) + LIVE_MAPS * widest
+
+
+def _work(network: DenseNetwork, shape: Sequence[int], block: Sequence[int]) -> float:
+    """Return the samples, with their halos, that the fine towers evaluate for a volume in blocks."""
+    halo = network.rule.size - 1
+    blocks = math.prod(n / b for n, b in zip(shape, block, strict=True))
+    planes = [PLANE_AXES[network.rule.towers[tower].plane] for tower in network.fine_towers]
+    return blocks * sum(block[n] * (block[a] + halo) * (block[b] + halo) for n, a, b in planes)
+
+
+def _halved(
+    network: DenseNetwork, shape: Sequence[int], block: Sequence[int], steps: Sequence[int]
+) -> list[int] | None:
+    """Return the block halved along the axis where that adds least work; None where it is the smallest one."""
+    ways = []
+    for axis in range(3):
+        half = list(block)
+        half[axis] = -(-block[axis] // (2 * steps[axis])) * steps[axis]
+        work = _work(network, shape, half)
+        free = work <= _work(network, shape, block) and bool(network.fine_towers)
+        if half[axis] < block[axis] and (free or block[axis] > SMALLEST_SIDE):
+            ways.append((work, -block[axis], half))
+    return min(ways)[2] if ways else None
 
 
 def _fixed(network: DenseNetwork, shape: Sequence[int]) -> int:
     """Return the bytes of padded planes of all scales and of the map, and the slack."""
     halo = network.rule.size
     total = SLACK_BYTES + 2 * int(np.prod(shape))
-    for steps in network.rule.steps:
-        x, y, z = (-(-n // s) for n, s in zip(shape, steps, strict=True))
-        px, py, pz = x + halo, y + halo, z + halo
-        total += z * px * py + y * px * pz + x * py * pz
+    for scale, plane in network.rule.towers:
+        cells = [-(-n // s) for n, s in zip(shape, network.rule.steps[scale], strict=True)]
+        across, rows, columns = PLANE_AXES[plane]
+        total += cells[across] * (cells[rows] + halo) * (cells[columns] + halo)
     return total
 
 
@@ -114,20 +141,20 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
     """
     base = base_bytes() + _fixed(network, shape)
     free = max_memory_mb * MEGABYTE - base
-    map_bytes = network.width * (2 if network.precision == "bfloat16" else 4)
+    # The sums of the first Dense layer are float32, whatever the towers compute in.
+    map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)
     steps = tuple(int(np.lcm.reduce([s[axis] for s in network.rule.steps])) for axis in range(3))
     batch = min(BATCH_BYTES, max(0, free) // (4 * LIVE_MAPS))
     block = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]
     coarse = int(max(0, free) * COARSE_SHARE) // (4 * network.units)
     while _needed(network, block, map_bytes, batch) > free * (1 - COARSE_SHARE):
-        axis = int(np.argmax(block))
-        half = -(-block[axis] // (2 * steps[axis])) * steps[axis]
-        if block[axis] <= SMALLEST_SIDE or half == block[axis]:
+        half = _halved(network, shape, block, steps)
+        if half is None:
             least = (base + _needed(network, block, map_bytes, 0) / (1 - COARSE_SHARE)) / MEGABYTE
             raise DataError(
                 f"--max-memory: expected at least {int(least * 1.1) + 1} MB for a volume of "
                 f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
             )
-        block[axis] = half
+        block = half
     x, y, z = block
     return BlockPlan((x, y, z), steps, map_bytes, coarse, batch)  # type: ignore[arg-type]

@@ -17,10 +17,7 @@ import dataclasses
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from femur_tf.config import PatchConfig
-
-PLANE_AXES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
-"""For each plane of `config.PLANES`: the axis across it, then its two axes, which become a patch's rows and columns."""
+from femur_tf.patch_config import PLANE_AXES, PatchConfig
 
 _CHUNK = 1024
 """Patches cut at a time: 1024 x 33 x 33 bytes stay in a second-level cache."""
@@ -56,18 +53,17 @@ def padded_planes(grid: np.ndarray, config: PatchConfig) -> list[np.ndarray]:
       config: the patch rule.
 
     Returns:
-      A list over channels (scale * 3 + plane) of (N, A + size, B + size) uint8 arrays: N planes of A x B cells,
-      padded by size // 2 cells before and the rest after. The patch of the cell (n, a, b) is
-      `[n, a : a + size, b : b + size]`; one row and column more, up to size + 1, lie inside too.
+      A list over the rule's towers of (N, A + size, B + size) uint8 arrays: N planes of A x B cells, padded by
+      size // 2 cells before and the rest after. The patch of the cell (n, a, b) is `[n, a : a + size, b : b + size]`;
+      one row and column more, up to size + 1, lie inside too.
     """
     before, after = config.size // 2, config.size - config.size // 2
-    result = []
-    for steps in config.steps:
-        cells = lattice(grid, steps)
-        for axes in PLANE_AXES:
-            planes = cells.transpose(axes)  # (N, A, B)
-            result.append(np.pad(planes, ((0, 0), (before, after), (before, after)), mode="edge"))
-    return result
+    cells = [lattice(grid, steps) for steps in config.steps]
+    return [
+        # (N, A, B), padded along A and B
+        np.pad(cells[scale].transpose(PLANE_AXES[plane]), ((0, 0), (before, after), (before, after)), mode="edge")
+        for scale, plane in config.towers
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,10 +110,10 @@ class Cutter:
             raise IndexError(f"Expected centres inside the volume of shape {self.shape}. Received: {bad.tolist()}")
         size = self.config.size + int(extra)
         result = np.empty((len(centres), size, size, self.config.channels), np.uint8)
-        for channel, planes in enumerate(self.planes):
+        for channel, (tower, planes) in enumerate(zip(self.config.towers, self.planes, strict=True)):
             windows = sliding_window_view(planes, (size, size), axis=(1, 2))  # (N, A, B, size, size)
-            cells = centres // self.config.steps[channel // 3]
-            n, a, b = cells[:, PLANE_AXES[channel % 3]].T
+            cells = centres // self.config.steps[tower.scale]
+            n, a, b = cells[:, PLANE_AXES[tower.plane]].T
             for start in range(0, len(centres), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 result[part, :, :, channel] = windows[n[part], a[part], b[part]]

@@ -66,8 +66,8 @@ class CaseRecords:
     shards: tuple[Shard, ...]
     fingerprint: str
     """Of all that the shards were made from; other settings or other input make another one."""
-    grid: FileEntry | None = None
-    """The working grid, in index mode."""
+    grids: tuple[FileEntry, ...] = ()
+    """The working grid and its varied copies, in index mode; `grids/NAME.npy`, where the examples' `case` is NAME."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +238,7 @@ def check(records: Path) -> list[str]:
             if problem and (records / shard.file.name).exists():
                 problem += f"; {_first_bad_byte(records / shard.file.name)}"
             problems.append(problem or _check_examples(records, manifest, shard))
-        if case.grid:
-            problems.append(_check_file(records, case.grid))
+        problems += [_check_file(records, grid) for grid in case.grids]
     return [problem for problem in problems if problem]
 
 

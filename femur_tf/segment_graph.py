@@ -1,25 +1,28 @@
 """Dense evaluation as one TensorFlow graph: the signature `segment` of an exported model.
 
 The graph takes a working grid of any shape and does what `femur_tf.evaluator` does:
-it makes the lattice of each scale, pads it by the edge, evaluates the towers over
-blocks along x with the same steps (`femur_tf.dense_steps`), adds them and applies the
-last layers. Indices are clamped to the volume, which is the padding. One plane at a
-time is evaluated, so that memory stays bounded whatever the volume.
+it makes the lattice of each scale, pads it by the edge, sums the coarse scales once a
+cell and evaluates the others over blocks of planes, with the same steps
+(`femur_tf.dense_steps`) and the same last layers. Indices are clamped to the volume,
+which is the padding. One plane at a time is evaluated, so that memory stays bounded
+whatever the volume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from femur_tf.dense import DenseNetwork
-from femur_tf.patches import PLANE_AXES
+from femur_tf.dense import DenseNetwork, Share
+from femur_tf.patch_config import PLANE_AXES
 
 BLOCK_BYTES = 256 * 10**6
 """Of the sums of the first Dense layer over a block."""
+Range = tuple[tf.Tensor, tf.Tensor]
+"""start, stop along an axis."""
 
 
 def _lattice(grid: tf.Tensor, steps: tuple[int, int, int]) -> tf.Tensor:
@@ -49,45 +52,89 @@ def _window(cells: tf.Tensor, axis: int, start: tf.Tensor, stop: tf.Tensor) -> t
     return tf.gather(cells, tf.clip_by_value(tf.range(start, stop), 0, tf.shape(cells)[axis] - 1), axis=axis)
 
 
-def _scale_sums(network: DenseNetwork, cells: tf.Tensor, scale: int, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """Return (last - first, Y, Z, units): the three towers of a scale, over cells first..last - 1 along x."""
+def _images(network: DenseNetwork, cells: tf.Tensor, tower: int, extent: Sequence[Range]) -> tf.Tensor:
+    """Return the padded planes (N, A, B) uint8 of a tower over a box of its lattice."""
+    axes = PLANE_AXES[network.rule.towers[tower].plane]
     before = network.rule.size // 2
     more = network.rule.size - 1 - before + _longest_short(network)
-    extent = [(first, last), *((tf.constant(0), tf.shape(cells)[axis]) for axis in (1, 2))]
-    total: tf.Tensor = tf.constant(0.0)
-    for plane, axes in enumerate(PLANE_AXES):
-        images = _window(cells, axes[0], *extent[axes[0]])
-        for axis in axes[1:]:
-            start, stop = extent[axis]
-            images = _window(images, axis, start - before, stop + more)
-        rows, columns = (extent[axis][1] - extent[axis][0] for axis in axes[1:])
-        weights = network.parameters[scale * len(PLANE_AXES) + plane]
-        maps = tf.map_fn(
-            lambda image, w=weights, r=rows, c=columns: network.evaluate(image[None], w)[0, :r, :c],
-            tf.transpose(images, axes),
-            fn_output_signature=tf.TensorSpec((None, None, network.units), tf.float32),
-            parallel_iterations=1,
-        )  # (n, a, b, units)
-        total = total + tf.transpose(maps, [*np.argsort(axes), 3])
-    return total
+    images = _window(cells, axes[0], *extent[axes[0]])
+    for axis in axes[1:]:
+        start, stop = extent[axis]
+        images = _window(images, axis, start - before, stop + more)
+    return tf.transpose(images, axes)
 
 
-def _block(
-    network: DenseNetwork,
-    lattices: list[tf.Tensor],
-    sides: tuple[tf.Tensor, tf.Tensor],
-    along_x: tuple[tf.Tensor, tf.Tensor],
-) -> tf.Tensor:
-    """Return (stop - start, Y, Z) float16 probabilities; `start` is a multiple of every step along x."""
-    start, stop = along_x
-    total: tf.Tensor = tf.constant(0.0)
-    for scale, (cells, steps) in enumerate(zip(lattices, network.rule.steps, strict=True)):
-        sums = _scale_sums(network, cells, scale, start // steps[0], (stop + steps[0] - 1) // steps[0])
-        for axis, (step, length) in enumerate(zip(steps, (stop - start, *sides), strict=True)):
-            if step > 1:
-                sums = tf.gather(sums, tf.range(length) // step, axis=axis)
-        total = total + sums
-    return tf.cast(network.head(total), tf.float16)
+def _sums(network: DenseNetwork, cells: tf.Tensor, tower: int, extent: Sequence[Range]) -> tf.Tensor:
+    """Return (x, y, z, units): a tower's share of the first Dense layer over a box of its lattice."""
+    axes = PLANE_AXES[network.rule.towers[tower].plane]
+    rows, columns = (extent[axis][1] - extent[axis][0] for axis in axes[1:])
+    maps = tf.map_fn(
+        lambda image: network.evaluate(image[None], network.parameters[tower])[0, :rows, :columns],
+        _images(network, cells, tower, extent),
+        fn_output_signature=tf.TensorSpec((None, None, network.units), tf.float32),
+        parallel_iterations=1,
+    )  # (n, a, b, units)
+    return tf.transpose(maps, [*np.argsort(axes), 3])
+
+
+class Lattice(NamedTuple):
+    """Sums of the first Dense layer over the whole lattice of one step."""
+
+    steps: tuple[int, int, int]
+    cells: tf.Tensor
+    """(x, y, z, units) float32."""
+
+
+def _coarse(network: DenseNetwork, lattices: list[tf.Tensor]) -> list[Lattice]:
+    """Return the sums of all coarse scales, in the order in which `Evaluator.coarse` adds them."""
+    found: list[Lattice] = []
+    for steps in sorted(network.coarse_steps, key=np.prod, reverse=True):
+        own: tf.Tensor = tf.constant(0.0)
+        for tower, (scale, _) in enumerate(network.rule.towers):
+            if network.rule.steps[scale] == steps:
+                extent = [(tf.constant(0), length) for length in tf.unstack(tf.shape(lattices[scale]))]
+                own = own + _sums(network, lattices[scale], tower, extent)
+        wider = [sums for sums in found if all(a % b == 0 for a, b in zip(sums.steps, steps, strict=True))]
+        for sums in wider:
+            spread = sums.cells
+            for axis, (wide, step) in enumerate(zip(sums.steps, steps, strict=True)):
+                spread = tf.gather(spread, tf.range(tf.shape(own)[axis]) * step // wide, axis=axis)
+            own = own + spread
+        found = [Lattice(steps, own), *(sums for sums in found if all(sums is not one for one in wider))]
+    return found
+
+
+def _block(network: DenseNetwork, grid: tf.Tensor, coarse: list[Lattice], along: Range) -> tf.Tensor:
+    """Return the (n, a, b) float16 probabilities of some planes of the last fine tower."""
+    fine = network.fine_towers
+    axes = _axes(network)
+    extent = [(tf.constant(0), length) for length in tf.unstack(tf.shape(grid))]
+    extent[axes[0]] = along
+    others = [Lattice((1, 1, 1), _sums(network, grid, tower, extent)) for tower in fine[:-1]]
+    index = [tf.range(*extent[axis]) for axis in axes]
+    shares = []
+    for sums in [*coarse, *others]:
+        n, rows, columns = (voxels // sums.steps[axis] for voxels, axis in zip(index, axes, strict=True))
+        if sums.steps == (1, 1, 1):
+            n = tf.range(tf.size(n))  # of this block alone
+        shares.append(Share(tf.gather(tf.transpose(sums.cells, [*axes, 3]), n), rows, columns))
+    images = _images(network, grid, fine[-1], extent) if fine else tf.zeros((tf.size(index[0]), 1, 1), tf.uint8)
+
+    def plane(number: tf.Tensor) -> tf.Tensor:
+        own = [Share(share.cells[number][None], share.rows, share.columns) for share in shares]
+        image = images[number][None] if fine else None
+        weights = network.parameters[fine[-1]] if fine else ()
+        found = network.finish(image, weights, own)[0, : tf.size(index[1]), : tf.size(index[2])]
+        return tf.cast(found, tf.float16)
+
+    spec = tf.TensorSpec((None, None), tf.float16)
+    return tf.map_fn(plane, tf.range(tf.size(index[0])), fn_output_signature=spec, parallel_iterations=1)
+
+
+def _axes(network: DenseNetwork) -> tuple[int, int, int]:
+    """Return the axis across the planes that are evaluated last, then their two axes."""
+    fine = network.fine_towers
+    return PLANE_AXES[network.rule.towers[fine[-1]].plane if fine else 0]
 
 
 def segment_function(network: DenseNetwork) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -99,26 +146,25 @@ def segment_function(network: DenseNetwork) -> Callable[[tf.Tensor], dict[str, t
     Returns:
       (1, X, Y, Z) uint8 -> {"probability": (1, X, Y, Z) float16}. Another batch than 1 is an InvalidArgument error.
     """
-    multiple = int(np.lcm.reduce([steps[0] for steps in network.rule.steps]))
+    axes = _axes(network)
 
     def segment(volume: tf.Tensor) -> dict[str, tf.Tensor]:
         one = tf.debugging.assert_equal(tf.shape(volume)[0], 1, "Expected one volume, (1, X, Y, Z).")
         with tf.control_dependencies([one]):
             grid = volume[0]
         lattices = [_lattice(grid, steps) for steps in network.rule.steps]
-        x, y, z = tf.unstack(tf.shape(grid))
-        bytes_a_row = 4 * network.units * tf.cast(y, tf.int64) * tf.cast(z, tf.int64)
-        rows = tf.cast(tf.maximum(BLOCK_BYTES // bytes_a_row, 1), tf.int32)
-        depth = tf.maximum(rows // multiple, 1) * multiple
-        count = (x + depth - 1) // depth
+        coarse = _coarse(network, lattices)
+        planes, rows, columns = (tf.shape(grid)[axis] for axis in axes)
+        plane_bytes = 4 * network.units * tf.cast(rows, tf.int64) * tf.cast(columns, tf.int64)
+        depth = tf.cast(tf.maximum(BLOCK_BYTES // plane_bytes, 1), tf.int32)
+        count = (planes + depth - 1) // depth
         blocks = tf.TensorArray(tf.float16, size=count, infer_shape=False, element_shape=(None, None, None))
-        index = tf.constant(0)
 
         def body(index: tf.Tensor, blocks: Any) -> tuple[tf.Tensor, Any]:
-            found = _block(network, lattices, (y, z), (index * depth, tf.minimum(x, (index + 1) * depth)))
-            return index + 1, blocks.write(index, found)
+            along = (index * depth, tf.minimum(planes, (index + 1) * depth))
+            return index + 1, blocks.write(index, _block(network, grid, coarse, along))
 
-        _, blocks = tf.while_loop(lambda i, _: i < count, body, (index, blocks), parallel_iterations=1)
-        return {"probability": blocks.concat()[None]}
+        _, blocks = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), blocks), parallel_iterations=1)
+        return {"probability": tf.transpose(blocks.concat(), np.argsort(axes))[None]}
 
     return segment

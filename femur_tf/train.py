@@ -63,7 +63,7 @@ def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]
         found = config.from_dict(config.RunConfig, values, str(arguments.config))
         return config.to_dict(found if "data" in values else dataclasses.replace(found, data=data))
     preset = config.PRESETS[arguments.preset]
-    patch = dataclasses.replace(data.patch, scales_mm=preset.scales_mm)
+    patch = preset.patch(data.patch)
     return config.to_dict(config.RunConfig(dataclasses.replace(data, patch=patch), preset.model, preset.train))
 
 

@@ -77,11 +77,20 @@ def one_by_one(network: keras.Sequential, grid: np.ndarray, rule: PatchConfig) -
     return evaluator.by_patches(network, grid, rule, voxels(grid.shape)).reshape(grid.shape)
 
 
-RULES = st.builds(
-    PatchConfig,
-    size=st.integers(12, 32),
-    spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (0.5, 1.0, 2.0)]),
-    scales_mm=st.sampled_from([(0.0,), (0.0, 2.0), (3.0,), (0.0, 2.0, 5.0)]),
+RULES = st.one_of(
+    st.builds(
+        PatchConfig,
+        size=st.integers(12, 32),
+        spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (0.5, 1.0, 2.0)]),
+        scales_mm=st.just(scales_mm),
+        planes=st.sampled_from(planes),
+    )
+    for scales_mm, planes in (
+        ((0.0,), [(), ("finest",), ("sagittal",)]),
+        ((3.0,), [(), ("coronal",)]),
+        ((0.0, 2.0), [(), ("finest", "all"), ("axial", "coronal")]),
+        ((0.0, 2.0, 5.0), [(), ("finest", "all", "sagittal")]),
+    )
 )
 SHAPES = st.tuples(*[st.integers(1, 5)] * 3)
 PARTS = {

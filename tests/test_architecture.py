@@ -15,7 +15,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 ROWS = (
-    {"errors", "config", "config_json", "files"},
+    {"errors", "config", "patch_config", "config_json", "files"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"},
     {"image_io", "records", "study", "quiet"},
     {"dataset", "model", "dense_steps", "dense", "crf"},
@@ -36,7 +36,7 @@ OPENERS = re.compile(
 IMAGE_OPENERS = re.compile(
     r"\.(ReadImage|WriteImage|ImageSeriesReader|ImageFileReader|ImageFileWriter)$|^(nib|nibabel)\.(load|save)$"
 )
-CONFIG_OF_ROW_1 = {"patches": {"PatchConfig"}, "postprocess": {"RecipeConfig", "Step"}}
+CONFIG_OF_ROW_1 = {"postprocess": {"RecipeConfig", "Step"}}
 """What row 1 may know of the settings."""
 
 FILES = sorted(path for package in ("femur_tf", *OUTER) for path in (ROOT / package).rglob("*.py"))

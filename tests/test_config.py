@@ -63,9 +63,9 @@ def test_where_the_source_is_silent_the_paper_preset_has_our_choice(value, choic
 
 
 def test_the_default_preset_is_the_defaults():
-    assert config.PRESETS["default"] == config.Preset(
-        config.ModelConfig(), config.TrainConfig(), config.DataConfig().patch.scales_mm
-    )
+    preset = config.PRESETS["default"]
+    assert (preset.model, preset.train) == (config.ModelConfig(), config.TrainConfig())
+    assert preset.scales_mm == config.DataConfig().patch.scales_mm  # what a plan writes is what it trains on
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,24 @@ def test_steps_are_whole_voxels_nearest_to_the_scale(scales_mm, spacing_mm, step
     patch = config.PatchConfig(spacing_mm=spacing_mm, scales_mm=scales_mm)
     assert patch.steps == steps
     assert patch.channels == 3 * len(steps)
+
+
+@pytest.mark.parametrize(
+    ("planes", "spacing_mm", "towers"),
+    [
+        ((), (1.0, 1.0, 1.0), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),  # axial, coronal, sagittal of each
+        (("all", "all"), (1.0, 1.0, 1.0), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
+        (("coronal", "axial"), (1.0, 1.0, 1.0), [(0, 1), (1, 0)]),
+        (("finest", "sagittal"), (0.9, 5.2, 0.9), [(0, 1), (1, 2)]),  # a coronal stack
+        (("finest", "sagittal"), (0.4, 0.4, 4.0), [(0, 0), (1, 2)]),  # an axial stack
+        (("finest", "sagittal"), (1.0, 1.5, 1.0), [(0, 0), (0, 1), (0, 2), (1, 2)]),  # nearly isotropic
+        (("finest", "sagittal"), (0.5, 3.0, 4.0), [(0, 0), (1, 2)]),  # one fine axis: the least coarse plane
+    ],
+)
+def test_towers_are_the_chosen_planes_scale_by_scale(planes, spacing_mm, towers):
+    patch = config.PatchConfig(spacing_mm=spacing_mm, scales_mm=(0.0, 3.6), planes=planes)
+    assert list(patch.towers) == towers
+    assert patch.channels == len(towers)
 
 
 def test_shares_of_a_sample_add_up_to_one():
@@ -114,7 +132,8 @@ PATCHES = st.builds(
     config.PatchConfig,
     size=st.integers(2, 64),
     spacing_mm=st.tuples(*[st.floats(0.01, 99)] * 3),
-    scales_mm=st.lists(st.floats(0, 200), min_size=1, max_size=3).map(tuple),
+    scales_mm=st.tuples(st.floats(0, 200), st.floats(0, 200)),
+    planes=st.sampled_from([(), ("finest", "all"), ("coronal", "axial")]),
 )
 MODELS = st.builds(
     config.ModelConfig,
@@ -165,6 +184,8 @@ def test_minutes_come_back_from_json():
         (config.PatchConfig, {"spacing_mm": (1.0, 100.0, 1.0)}, r"in \(0, 100\) mm"),
         (config.PatchConfig, {"scales_mm": ()}, "one scale or more"),
         (config.PatchConfig, {"scales_mm": (-1.0,)}, r"in \[0, 200\] mm"),
+        (config.PatchConfig, {"planes": ("oblique",)}, "all, finest or a plane's name"),
+        (config.PatchConfig, {"planes": ("all", "all")}, "for each scale, or nothing"),
         (config.PatchConfig, {"padding": "zero"}, "'edge'"),
         (config.NormalisationConfig, {"lower_percentile": 50}, r"in \[0, 50\)"),
         (config.NormalisationConfig, {"upper_percentile": 100.1}, r"in \(50, 100\]"),

@@ -90,8 +90,8 @@ def test_the_number_of_batches_is_known(written):
 
 
 def test_a_flip_reverses_the_rows_of_axial_and_coronal_planes():
-    patch = np.arange(9).reshape(1, 3, 3, 1) * np.ones(3, int)
-    axial, coronal, sagittal = np.moveaxis(dataset.flip_left_right(tf.constant(patch)).numpy()[0], -1, 0)
+    patch = tf.constant(np.arange(9).reshape(1, 3, 3, 1) * np.ones(3, int))
+    axial, coronal, sagittal = np.moveaxis(dataset.flip_left_right(patch, PatchConfig(size=2)).numpy()[0], -1, 0)
     assert axial.tolist() == coronal.tolist() == [[6, 7, 8], [3, 4, 5], [0, 1, 2]]
     assert sagittal.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
@@ -101,7 +101,7 @@ def test_a_flipped_patch_is_the_patch_of_the_mirrored_volume(rng, size):
     rule = dataclasses.replace(tiny.RULE, size=size)
     grid = rng.integers(0, 256, tiny.SHAPE).astype(np.uint8)
     centres = np.argwhere(np.ones(tiny.SHAPE, bool))[::37]
-    patch = dataset.flip_left_right(tf.constant(Cutter.of(grid, rule).cut(centres, extra=True)))
+    patch = dataset.flip_left_right(tf.constant(Cutter.of(grid, rule).cut(centres, extra=True)), rule)
     mirrored = centres * (-1, 1, 1) + (tiny.SHAPE[0] - 1, 0, 0)
     np.testing.assert_array_equal(patch[:, :size, :size], Cutter.of(grid[::-1], rule).cut(mirrored))
 
@@ -151,7 +151,7 @@ def test_no_change_gives_the_records_own_bytes(parsed):
 def test_flips_come_in_one_example_of_two(parsed):
     patch = parsed["patch"]
     found = changed(patch, flip=True)
-    mirrored = dataset.flip_left_right(tf.constant(patch)).numpy()[:, :8, :8]
+    mirrored = dataset.flip_left_right(tf.constant(patch), tiny.RULE).numpy()[:, :8, :8]
     flipped = (found == mirrored).all(axis=(1, 2, 3))
     kept = (found == patch[:, :8, :8]).all(axis=(1, 2, 3))
     assert (flipped ^ kept).all()
@@ -231,11 +231,17 @@ def test_index_mode_gives_the_same_batches_bit_for_bit(written, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scales_mm", "channels"),
-    [((0.0,), [0, 1, 2]), ((3.6,), [3, 4, 5]), ((3.6, 0.0), [3, 4, 5, 0, 1, 2])],
+    ("scales_mm", "planes", "channels"),
+    [
+        ((0.0,), (), [0, 1, 2]),
+        ((3.6,), (), [3, 4, 5]),
+        ((3.6, 0.0), (), [3, 4, 5, 0, 1, 2]),
+        ((0.0, 3.6), ("finest", "all"), [0, 3, 4, 5]),
+        ((3.6, 0.0), ("sagittal", "coronal"), [5, 1]),
+    ],
 )
-def test_some_scales_of_the_records_can_be_read_alone(written, scales_mm, channels):
-    rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm)
+def test_some_towers_of_the_records_can_be_read_alone(written, scales_mm, planes, channels):
+    rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm, planes=planes)
     for (found, _), (whole, _) in zip(read(written, rule=rule), read(written), strict=True):
         np.testing.assert_array_equal(found, whole[..., channels])
 

@@ -129,8 +129,17 @@ def test_bfloat16_is_near_float32(settings):
 def test_coarse_sums_are_held_for_the_whole_volume_only_where_memory_allows():
     network, grid = dense.convert(spread(), RULE), volume()
     cells = 2 * 3 * 2  # of 4 x 2 x 4 voxels in 7 x 5 x 6
-    assert list(Evaluator(network, grid, blocks_of(network, coarse_cells=cells)).coarse) == [1]
-    assert not Evaluator(network, grid, blocks_of(network, coarse_cells=cells - 1)).coarse
+    (sums,) = Evaluator(network, grid, blocks_of(network, coarse_cells=cells)).whole_coarse
+    assert (sums.steps, sums.origin, sums.cells.shape) == ((4, 2, 4), (0, 0, 0), (2, 3, 2, network.units))
+    assert Evaluator(network, grid, blocks_of(network, coarse_cells=cells - 1)).whole_coarse is None
+
+
+def test_a_wide_scale_is_added_to_the_finer_one_whose_cells_make_up_its_own():
+    rule = PatchConfig(size=12, spacing_mm=(1.0, 2.0, 1.0), scales_mm=(0.0, 4.0, 8.0, 6.0))  # steps 4 2 4, 8 4 8, 6 3 6
+    network, grid = dense.convert(spread(rule), rule), volume((17, 9, 14))
+    found = Evaluator(network, grid, blocks_of(network)).coarse(((8, 17), (4, 9), (0, 14)))
+    assert [sums.steps for sums in found] == [(4, 2, 4), (6, 3, 6)]
+    assert [sums.origin for sums in found] == [(2, 2, 0), (1, 1, 0)]
 
 
 def test_cells_of_a_network_of_one_coarse_scale_share_a_probability():
@@ -139,13 +148,6 @@ def test_cells_of_a_network_of_one_coarse_scale_share_a_probability():
     cells = found[::3, ::3, ::3]
     expected = cells.repeat(3, 0).repeat(3, 1).repeat(3, 2)[:7, :5, :6]
     np.testing.assert_allclose(found, expected, rtol=0, atol=SIGMOID_TOLERANCE)
-
-
-def test_the_last_layers_work_on_parts_of_a_block(monkeypatch):
-    network, grid = dense.convert(spread(), RULE), volume()
-    expected = everywhere(network, grid)
-    monkeypatch.setattr(evaluator, "HEAD_BYTES", 2 * grid[0].size * 4 * network.units)  # 2 of 7 planes at a time
-    np.testing.assert_allclose(everywhere(network, grid), expected, rtol=0, atol=BLOCK_TOLERANCE)
 
 
 def test_a_volume_that_is_no_uint8_is_refused():

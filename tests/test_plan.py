@@ -135,7 +135,8 @@ def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
     expected = forecast(plan, facts)
     assert expected.examples == 400  # of four train and validation cases
     assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
-    assert expected.index_bytes == 400 * 90 + 4 * 20 * 16 * 12
+    # Grids of two validation cases, and of two training cases with eleven copies each.
+    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12
 
 
 def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(

@@ -89,7 +89,7 @@ def test_a_batch_of_examples_comes_back(count, size, scales, index, data):
 
 def test_a_manifest_comes_back_from_its_file(tmp_path):
     shard = records.Shard(records.FileEntry("shards/a", 12, "ab"), "a", {"bone": 1, "near": 2, "far": 3})
-    case = records.CaseRecords("a", "train", (shard,), "cd", records.FileEntry("grids/a.npy", 5, "ef"))
+    case = records.CaseRecords("a", "train", (shard,), "cd", (records.FileEntry("grids/a.npy", 5, "ef"),))
     manifest = records.Manifest(config.DataConfig(), "index", (case,))
     files.write_json(records.manifest_path(tmp_path), config.to_dict(manifest))
     assert records.read_manifest(tmp_path) == manifest

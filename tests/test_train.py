@@ -27,7 +27,7 @@ def test_a_preset_has_its_network_training_and_scales_on_the_grid_of_the_records
     preset = config.PRESETS[name]
     found = chosen(preset=name)
     assert (found.model, found.train) == (preset.model, preset.train)
-    assert found.data == dataclasses.replace(DATA, patch=dataclasses.replace(tiny.RULE, scales_mm=preset.scales_mm))
+    assert found.data == dataclasses.replace(DATA, patch=preset.patch(tiny.RULE))
 
 
 @pytest.mark.parametrize(

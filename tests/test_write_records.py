@@ -91,8 +91,31 @@ def test_both_modes_draw_the_same_centres(tmp_path):
 def test_index_mode_keeps_the_working_grid(tmp_path):
     manifest = tiny.write_all(tmp_path, mode="index")
     plan = study.read_plan(tmp_path)
-    grid = np.load(tmp_path / "records" / manifest.cases[0].grid.name)
+    grid = np.load(tmp_path / "records" / manifest.cases[0].grids[0].name)
     np.testing.assert_array_equal(grid, study.load_case(plan, plan.cases[0]).working.data)
+
+
+def test_a_training_case_is_drawn_from_its_scan_and_from_varied_copies(tmp_path):
+    manifest = tiny.write_all(tmp_path, mode="index", copies=3)
+    names = [Path(grid.name).stem for case in manifest.cases for grid in case.grids]
+    assert names == ["hip_01", "hip_01~1", "hip_01~2", "hip_02", "hip_02~1", "hip_02~2", "hip_03"]  # 03 is validation
+    example = examples_of(tmp_path, manifest)
+    drawn, counts = np.unique(example["case"].numpy(), return_counts=True)
+    assert [name.decode() for name in drawn] == names[:-1]
+    assert set(counts) == {30}  # a third of 90
+    first, *others = [np.load(tmp_path / "records" / grid.name) for grid in manifest.cases[0].grids]
+    assert all((first != other).mean() > 0.5 for other in others)
+
+
+def test_copies_are_the_same_in_both_modes(tmp_path):
+    index = tiny.write_all(tmp_path / "index", mode="index", copies=2)
+    patches = tiny.write_all(tmp_path / "patches", copies=2)
+    example = examples_of(tmp_path / "patches", patches)
+    grids = {Path(g.name).stem: np.load(tmp_path / "index/records" / g.name) for c in index.cases for g in c.grids}
+    for name, grid in grids.items():
+        here = example["case"].numpy() == name.encode()
+        cut = Cutter.of(grid, tiny.RULE).cut(example["centre"].numpy()[here], extra=True)
+        np.testing.assert_array_equal(cut, example["patch"].numpy()[here])
 
 
 def test_a_case_draws_by_the_seed_and_its_own_name():

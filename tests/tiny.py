@@ -32,7 +32,9 @@ def scan(name: str) -> np.ndarray:
     return (noise + 120 * ball()).astype(np.int16)
 
 
-def write_study(work: Path, *, rule: config.PatchConfig = RULE, affine: np.ndarray | None = None) -> study.Plan:
+def write_study(
+    work: Path, *, rule: config.PatchConfig = RULE, affine: np.ndarray | None = None, copies: int = 1
+) -> study.Plan:
     """Write the scans, their masks and the plan of a study."""
     affine = np.diag([*SPACING_MM, 1.0]) if affine is None else affine
     cases = []
@@ -42,7 +44,8 @@ def write_study(work: Path, *, rule: config.PatchConfig = RULE, affine: np.ndarr
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(data, affine), path)
         cases.append(study.Case(name, *map(str, paths), part))
-    plan = study.Plan(tuple(cases), config.DataConfig(patch=rule, sampling=SAMPLING))
+    variation = config.VariationConfig(copies=copies)
+    plan = study.Plan(tuple(cases), config.DataConfig(patch=rule, sampling=SAMPLING, variation=variation))
     files.write_json(study.plan_path(work), config.to_dict(plan))
     return plan
 

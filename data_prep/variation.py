@@ -1,0 +1,84 @@
+"""Varied copies of a training case: other poses, sizes and scanners.
+
+A copy is made on the working grid, as a whole volume and before patches are cut, so
+that all planes and scales of a patch show the same changed patient. That costs
+seconds a copy when records are written, and nothing while training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from femur_tf.config import VariationConfig
+from femur_tf.patch_config import PLANE_AXES, Triple
+
+SMOOTH_COEFFICIENTS = 3
+"""Of the bias field along each axis: Legendre polynomials of degree 0, 1 and 2."""
+
+
+def affine(config: VariationConfig, spacing_mm: Triple, rng: np.random.Generator) -> np.ndarray:
+    """Draw a rotation and a scaling about the volume's centre.
+
+    Args:
+      config: how much.
+      spacing_mm: voxel spacing along x, y, z.
+      rng: the source of chance.
+
+    Returns:
+      (3, 3) float64: offset from the centre in the copy -> offset from the centre in the volume, both in voxels.
+    """
+    result = np.diag(np.exp(rng.uniform(-1, 1, 3) * np.log1p(config.scale)))
+    finest = min(PLANE_AXES, key=lambda axes: max(spacing_mm[axes[1]], spacing_mm[axes[2]]))
+    for across, rows, columns in PLANE_AXES:
+        limit = config.rotation_degrees if across == finest[0] else config.tilt_degrees
+        angle = np.deg2rad(rng.uniform(-limit, limit))
+        turn = np.eye(3)
+        turn[[rows, columns], [rows, columns]] = np.cos(angle)
+        turn[rows, columns], turn[columns, rows] = -np.sin(angle), np.sin(angle)
+        result = turn @ result
+    spacing = np.array(spacing_mm)
+    return result * spacing / spacing[:, None]  # mm -> mm becomes voxel -> voxel
+
+
+def _moved(data: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Resample a volume linearly; beyond its border the nearest voxel is repeated."""
+    centre = (np.array(data.shape) - 1) / 2
+    return ndimage.affine_transform(data, matrix, centre - matrix @ centre, order=1, mode="nearest")
+
+
+def _bias(shape: tuple[int, ...], amplitude: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw a smooth positive field (X, Y, Z) float32 whose logarithm is of the order of `amplitude`."""
+    weights = rng.uniform(-1, 1, (SMOOTH_COEFFICIENTS,) * 3).astype(np.float32)
+    weights[0, 0, 0] = 0
+    field = weights
+    for length in shape:
+        places = np.linspace(-1, 1, length) if length > 1 else np.zeros(1)
+        basis = np.polynomial.legendre.legvander(places, SMOOTH_COEFFICIENTS - 1).astype(np.float32)
+        field = np.tensordot(field, basis, axes=(0, 1))  # the axes come round once
+    return np.exp(field * (amplitude / max(1e-6, float(np.abs(field).max()))))
+
+
+def vary(
+    grid: np.ndarray, mask: np.ndarray, spacing_mm: Triple, config: VariationConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a varied copy of a case.
+
+    Args:
+      grid: (X, Y, Z) uint8 working grid.
+      mask: (X, Y, Z) bool femur on it.
+      spacing_mm: voxel spacing along x, y, z.
+      config: how much.
+      rng: the source of chance.
+
+    Returns:
+      Grid and mask of the same shapes and dtypes.
+    """
+    matrix = affine(config, spacing_mm, rng)
+    moved = _moved(mask.astype(np.float32), matrix) >= 0.5
+    grey = _moved(grid, matrix).astype(np.float32) / 255
+    grey = grey ** np.float32(np.exp(rng.uniform(-1, 1) * np.log1p(config.gamma)))
+    grey *= _bias(grid.shape, rng.uniform(0, config.bias), rng)
+    grey *= 255
+    grey += rng.standard_normal(grid.shape, np.float32) * np.float32(rng.uniform(0, config.noise))
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8), moved

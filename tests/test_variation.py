@@ -1,0 +1,91 @@
+"""Varied copies of a case: what is drawn, what it leaves alone, and that image and mask move together."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from data_prep import variation
+from femur_tf.config import VariationConfig
+
+STILL = VariationConfig(copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, gamma=0, bias=0, noise=0)
+"""A copy that changes nothing."""
+SPACING_MM = (1.0, 3.0, 1.0)
+"""A coronal stack: its finest plane spans x and z."""
+
+
+def case(shape=(31, 9, 27)):
+    """Return a bright box on a dark grid, and its mask."""
+    mask = np.zeros(shape, bool)
+    mask[8:22, 2:7, 6:20] = True
+    return np.where(mask, 200, 50).astype(np.uint8), mask
+
+
+def vary(rng, grid, mask, **changes):
+    """Return a copy with some of the changes."""
+    return variation.vary(grid, mask, SPACING_MM, dataclasses.replace(STILL, **changes), rng)
+
+
+def test_without_changes_a_copy_is_the_case(rng):
+    grid, mask = case()
+    for found, expected in zip(vary(rng, grid, mask), (grid, mask), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+
+
+def test_without_changes_the_transform_is_the_identity(rng):
+    np.testing.assert_array_equal(variation.affine(STILL, SPACING_MM, rng), np.eye(3))
+
+
+def test_a_rotation_in_the_finest_plane_keeps_lengths_in_mm_and_the_axis_across(rng):
+    matrix = variation.affine(dataclasses.replace(STILL, rotation_degrees=30), (0.5, 5.0, 2.0), rng)
+    spacing = np.diag([0.5, 5.0, 2.0])
+    in_mm = spacing @ matrix @ np.linalg.inv(spacing)
+    np.testing.assert_allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-12)
+    assert in_mm[1].tolist() == [0, 1, 0]  # x and z span the finest plane
+    assert in_mm[0, 2] != 0
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_stretching_is_within_its_limit(seed):
+    matrix = variation.affine(dataclasses.replace(STILL, scale=0.2), SPACING_MM, np.random.default_rng(seed))
+    assert (np.diag(matrix) <= 1.2).all() and (np.diag(matrix) >= 1 / 1.2).all()
+    np.testing.assert_array_equal(matrix, np.diag(np.diag(matrix)))
+
+
+@pytest.mark.parametrize("changes", [{"rotation_degrees": 20}, {"tilt_degrees": 10}, {"scale": 0.2}])
+def test_image_and_mask_move_together(rng, changes):
+    grid, mask = case()
+    varied, moved = vary(rng, grid, mask, **changes)
+    assert (moved != mask).any()
+    clear = np.abs(varied.astype(int) - 125) > 1  # half way between 50 and 200, where rounding decides
+    np.testing.assert_array_equal(varied[clear] >= 125, moved[clear])
+
+
+@pytest.mark.parametrize("changes", [{"gamma": 0.5}, {"bias": 0.5}, {"noise": 20.0}])
+def test_a_change_of_intensity_leaves_the_mask(rng, changes):
+    grid, mask = case()
+    varied, moved = vary(rng, grid, mask, **changes)
+    np.testing.assert_array_equal(moved, mask)
+    assert (varied != grid).mean() > 0.3
+
+
+def test_gamma_keeps_black_and_white(rng):
+    grid = np.array([0, 255], np.uint8).reshape(2, 1, 1)
+    assert vary(rng, grid, grid > 0, gamma=0.9)[0].ravel().tolist() == [0, 255]
+
+
+def test_the_same_chance_gives_the_same_copy():
+    grid, mask = case()
+    one, other = (vary(np.random.default_rng(3), grid, mask, rotation_degrees=5, noise=3, bias=0.2) for _ in range(2))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_a_volume_of_one_voxel_can_be_varied(rng):
+    grid, mask = np.full((1, 1, 1), 7, np.uint8), np.ones((1, 1, 1), bool)
+    varied, moved = variation.vary(grid, mask, SPACING_MM, VariationConfig(noise=0, gamma=0), rng)
+    assert varied.shape == (1, 1, 1)
+    assert moved.all()
