@@ -17,13 +17,13 @@ GAIN = 0.05
 """Least share of the work that a cut must save."""
 
 
-def cover(wanted: np.ndarray, *, every: Sequence[int], halo: int) -> list[Box]:
+def cover(wanted: np.ndarray, *, every: Sequence[int], halo: Sequence[int]) -> list[Box]:
     """Cover all wanted samples with disjoint boxes.
 
     Args:
       wanted: (X, Y, Z) bool.
       every: voxels between two samples along each axis.
-      halo: voxels that are evaluated around a box, on both sides of an axis together.
+      halo: voxels that are evaluated around a box, along each axis, on both sides together.
 
     Returns:
       [start, stop) in samples; none where nothing is wanted.
@@ -44,10 +44,10 @@ def shrink(wanted: np.ndarray, box: Box) -> Box | None:
     return tuple(result)
 
 
-def _cost(boxes: Sequence[Box], every: Sequence[int], halo: int) -> int:
+def _cost(boxes: Sequence[Box], every: Sequence[int], halo: Sequence[int]) -> int:
     """Return the voxels that are evaluated for `boxes`, with their halos."""
     return sum(
-        int(np.prod([(stop - start) * step + halo for (start, stop), step in zip(box, every, strict=True)]))
+        int(np.prod([(stop - start) * step + more for (start, stop), step, more in zip(box, every, halo, strict=True)]))
         for box in boxes
     )
 
@@ -60,7 +60,7 @@ def _halves(wanted: np.ndarray, box: Box, axis: int) -> list[Box]:
     return [found for half in halves if (found := shrink(wanted, half))]
 
 
-def _split(wanted: np.ndarray, box: Box, every: Sequence[int], halo: int) -> list[Box]:
+def _split(wanted: np.ndarray, box: Box, every: Sequence[int], halo: Sequence[int]) -> list[Box]:
     """Return `box`, or the boxes that it is better cut into."""
     cuts = [_halves(wanted, box, axis) for axis, (start, stop) in enumerate(box) if stop - start > 1]
     best = min(cuts, key=lambda boxes: _cost(boxes, every, halo), default=[box])

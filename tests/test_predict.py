@@ -121,7 +121,7 @@ def test_a_fast_map_leaves_out_nothing_along_an_axis_of_wide_spacing():
 @pytest.mark.parametrize(
     "rule",
     [
-        PatchConfig(size=12, scales_mm=(3.0, 0.0)),  # no first scale to leave voxels out of
+        PatchConfig(size=12, scales_mm=(3.0,)),  # no tower at every voxel
         PatchConfig(size=12, spacing_mm=(3.0, 3.0, 3.0)),  # samples would lie 12 mm apart
     ],
 )
