@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from femur_tf import command, config
+from femur_tf import command, config, quiet
 
 SIDE = 4096
 SHAPE = (384, 47, 384)
 """Canonical order of a 384 x 384 x 47 coronal stack."""
+SPACING_MM = (0.911, 5.2, 0.911)
+"""Of such a stack."""
 PROBES = 20_000
 REFERENCE_PATCHES = 12_288
 BATCHES = (256, 1024, 4096)
@@ -121,15 +123,15 @@ def scale_spread(network: Any, least_s: float) -> tuple[float, dict[str, float]]
     for shape in ((256, 64, 256), (512, 64, 512), (512, 256, 512)):
         grid = np.random.default_rng(2).integers(0, 255, shape, np.uint8)
         plan = memory.plan_blocks(network, shape, config.PredictConfig().max_memory)
-        work = evaluator.Evaluator(network, grid, plan)
-        result = np.empty(shape, np.float16)
 
-        def run(work: Any = work, result: np.ndarray = result, shape: tuple[int, ...] = shape) -> int:
+        def run(grid: np.ndarray = grid, plan: memory.BlockPlan = plan) -> int:
             start, voxels = time.perf_counter(), 0
+            result = np.empty(grid.shape, np.float16)
             while time.perf_counter() - start < least_s:
-                for done in work.fill(result, evaluator.whole(shape), None):
-                    voxels += done
-                    if time.perf_counter() - start >= least_s:
+                work = evaluator.Evaluator(network, grid, plan)  # anew: it keeps the sums of coarse scales
+                for block in plan.split(evaluator.whole(grid.shape)):
+                    voxels += sum(work.fill(result, block, None))
+                    if time.perf_counter() - start >= least_s and not plan.holds_coarse:
                         break
             return voxels
 
@@ -140,10 +142,11 @@ def scale_spread(network: Any, least_s: float) -> tuple[float, dict[str, float]]
 
 def _peak(shape: tuple[int, int, int], max_memory: int, out: Any) -> None:
     """Evaluate a volume in a process of its own and send its peak resident memory, in MB."""
+    quiet.start_tensorflow()
     from femur_tf import dense, model, predict
 
     preset = config.PRESETS["default"]
-    rule = config.PatchConfig(spacing_mm=(0.911, 5.2, 0.911), scales_mm=preset.scales_mm)
+    rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM))
     network = dense.convert(model.build(preset.model, rule), rule)
     grid = np.random.default_rng(3).integers(0, 255, shape, np.uint8)
     predict.dense_map(network, grid, config.PredictConfig(max_memory=max_memory))
@@ -195,7 +198,7 @@ def _setting(arguments: DenseArguments) -> tuple[Any, Any, np.ndarray]:
 
     if arguments.model is None:
         preset = config.PRESETS["default"]
-        rule = config.PatchConfig(spacing_mm=(0.911, 5.2, 0.911), scales_mm=preset.scales_mm)
+        rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM))
         grid = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
         return rule, model.build(preset.model, rule), grid
     bundle = bundles.load(arguments.model)
@@ -209,6 +212,7 @@ def _setting(arguments: DenseArguments) -> tuple[Any, Any, np.ndarray]:
 
 def main(arguments: DenseArguments) -> None:
     """Measure, and print one JSON line."""
+    quiet.start_tensorflow()
     from femur_tf import dense, predict
 
     bundle, model, grid = _setting(arguments)

@@ -89,7 +89,7 @@ def commands(folder: Path, cases: Sequence[str], minutes: float) -> list[list[st
     cohort = ["--images", str(folder / "cohort/images"), "--masks", str(folder / "cohort/masks")]
     split = ["--test", ",".join(cases[-TEST_CASES:]), "--validation", str(VALIDATION_CASES)]
     return [
-        ["data_prep.plan", work, *cohort, *split, "--per-case", str(PER_CASE)],
+        ["data_prep.plan", work, *cohort, *split, "--per-case", str(PER_CASE), "--copies", "1"],
         ["data_prep.write_records", work],
         ["femur_tf.records", "check", work],
         [

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -195,8 +194,7 @@ class Evaluator:
     @functools.cached_property
     def whole_coarse(self) -> list[LatticeSums] | None:
         """The sums of the coarse scales over the whole volume, where memory allows."""
-        cells = [[-(-n // s) for n, s in zip(self.shape, steps, strict=True)] for steps in self.network.coarse_steps]
-        return self.coarse(whole(self.shape)) if self.plan.allows_whole(sum(map(math.prod, cells))) else None
+        return self.coarse(whole(self.shape)) if self.plan.holds_coarse else None
 
     def _others(self, box: Box, every: Sequence[int]) -> list[LatticeSums]:
         """Return what all towers but the last fine one give in a box."""

@@ -31,8 +31,6 @@ SLACK_BYTES = 150 * MEGABYTE
 """For compiled graphs, scratch of the convolutions and what the allocator keeps: measured 120 MB (benchmarks.dense)."""
 SMALLEST_SIDE = 32
 """Blocks are not cut below this side: the halo of a block is about as wide."""
-COARSE_SHARE = 0.25
-"""Of the memory at hand, for the sums of coarse scales over the whole volume."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +43,13 @@ class BlockPlan:
     """Least common multiple of the lattice steps along each axis."""
     map_bytes: int
     """Of the widest map, a sample of a plane."""
-    coarse_cells: int
-    """Cells of coarse sums that may be held at once."""
+    holds_coarse: bool
+    """Whether the sums of the coarse scales are held for the whole volume, and not made anew for each block."""
     batch_bytes: int
 
     def images(self, pixels: int) -> int:
         """Return how many planes of `pixels` samples make a batch, at least one."""
         return max(1, self.batch_bytes // (self.map_bytes * pixels))
-
-    def allows_whole(self, cells: int) -> bool:
-        """Return whether the sums of a coarse scale may be held for the whole volume."""
-        return cells <= self.coarse_cells
 
     def split(self, box: Box, every: Sequence[int] = (1, 1, 1)) -> Iterator[Box]:
         """Yield blocks that fill `box`, whose starts are multiples of `steps`.
@@ -83,6 +77,12 @@ def _needed(network: DenseNetwork, block: Sequence[int], map_bytes: int, batch_b
     # The last fine tower's sums are used as they come; only those of the towers before it are held for a block.
     held = int(np.prod(block)) if len(network.fine_towers) > 1 else 0
     return 4 * network.units * (held + held // block[0]) + LIVE_MAPS * widest
+
+
+def _coarse_bytes(network: DenseNetwork, shape: Sequence[int]) -> int:
+    """Return the bytes of the sums of all coarse scales over a box."""
+    cells = sum(math.prod(-(-n // s) for n, s in zip(shape, steps, strict=True)) for steps in network.coarse_steps)
+    return 4 * network.units * cells
 
 
 def _work(network: DenseNetwork, shape: Sequence[int], block: Sequence[int]) -> float:
@@ -145,16 +145,28 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
     map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)
     steps = tuple(int(np.lcm.reduce([s[axis] for s in network.rule.steps])) for axis in range(3))
     batch = min(BATCH_BYTES, max(0, free) // (4 * LIVE_MAPS))
-    block = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]
-    coarse = int(max(0, free) * COARSE_SHARE) // (4 * network.units)
-    while _needed(network, block, map_bytes, batch) > free * (1 - COARSE_SHARE):
-        half = _halved(network, shape, block, steps)
-        if half is None:
-            least = (base + _needed(network, block, map_bytes, 0) / (1 - COARSE_SHARE)) / MEGABYTE
-            raise DataError(
-                f"--max-memory: expected at least {int(least * 1.1) + 1} MB for a volume of "
-                f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
-            )
-        block = half
+    whole = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]
+    held = _coarse_bytes(network, whole)
+
+    def block_within(free: float, *, coarse: bool) -> tuple[list[int], float]:
+        """Return the largest block that fits, or the smallest one, and what it needs."""
+        block = whole
+        while True:
+            needed = _needed(network, block, map_bytes, batch) + (_coarse_bytes(network, block) if coarse else 0)
+            half = _halved(network, shape, block, steps) if needed > free else None
+            if half is None:
+                return block, needed
+            block = half
+
+    block, needed = block_within(free - held, coarse=False)
+    holds_coarse = needed <= free - held
+    if not holds_coarse:
+        block, needed = block_within(free, coarse=True)
+    if needed > free:
+        least = (base + _needed(network, block, map_bytes, 0) + _coarse_bytes(network, block)) / MEGABYTE
+        raise DataError(
+            f"--max-memory: expected at least {int(least * 1.1) + 1} MB for a volume of "
+            f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
+        )
     x, y, z = block
-    return BlockPlan((x, y, z), steps, map_bytes, coarse, batch)  # type: ignore[arg-type]
+    return BlockPlan((x, y, z), steps, map_bytes, holds_coarse, batch)  # type: ignore[arg-type]

@@ -55,12 +55,12 @@ def blocks_of(
     network: DenseNetwork,
     block: tuple[int, int, int] = (64, 64, 64),
     *,
-    coarse_cells: int = 10**6,
+    holds_coarse: bool = True,
     batch_bytes: int = 1,
 ) -> memory.BlockPlan:
     """Return a plan of given block sizes; by default a small volume is one block, its planes go one by one."""
     x, y, z = (int(np.lcm.reduce(column)) for column in zip(*network.rule.steps, strict=True))
-    return memory.BlockPlan(block, (x, y, z), 4 * network.width, coarse_cells, batch_bytes)
+    return memory.BlockPlan(block, (x, y, z), 4 * network.width, holds_coarse, batch_bytes)
 
 
 def everywhere(network: DenseNetwork, grid: np.ndarray, plan: memory.BlockPlan | None = None) -> np.ndarray:

@@ -55,7 +55,7 @@ def test_multiply_adds_are_counted():
 
 def test_the_default_network_keeps_to_its_budget():
     preset = PRESETS["default"]
-    rule = PatchConfig(spacing_mm=(0.911, 5.2, 0.911), scales_mm=preset.scales_mm)
+    rule = preset.patch(PatchConfig(spacing_mm=(0.911, 5.2, 0.911)))
     assert dense.convert(model.build(preset.model, rule), rule).macs_per_voxel <= BUDGET
 
 
@@ -71,7 +71,7 @@ def test_dense_equals_patch_by_patch_at_every_voxel(spec, shape):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_dense_form(name):
     preset = PRESETS[name]
-    rule = PatchConfig(spacing_mm=(1.0, 2.0, 1.0), scales_mm=preset.scales_mm)
+    rule = preset.patch(PatchConfig(spacing_mm=(1.0, 2.0, 1.0)))
     network = model.build(preset.model, rule)
     stir(network, 1)
     grid = volume((6, 5, 4))

@@ -103,16 +103,16 @@ def test_a_strided_box_in_the_middle_starts_with_its_first_voxel():
     spec=SPECS,
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     cells=st.tuples(*[st.integers(1, 3)] * 3),
-    coarse_cells=st.sampled_from([0, 10**6]),
+    holds_coarse=st.booleans(),
     batch_bytes=st.sampled_from([1, 10**5, 10**8]),
 )
 @hypothesis.settings(max_examples=EXAMPLES)
-def test_any_block_size_gives_the_same_map(spec, shape, cells, coarse_cells, batch_bytes):
+def test_any_block_size_gives_the_same_map(spec, shape, cells, holds_coarse, batch_bytes):
     model, rule = drawn(spec)
     network, grid = dense.convert(model, rule), volume(shape)
     steps = blocks_of(network).steps
     block = tuple(step * count for step, count in zip(steps, cells, strict=True))
-    plan = blocks_of(network, block, coarse_cells=coarse_cells, batch_bytes=batch_bytes)
+    plan = blocks_of(network, block, holds_coarse=holds_coarse, batch_bytes=batch_bytes)
     found = everywhere(network, grid, plan)
     np.testing.assert_allclose(found, everywhere(network, grid), rtol=0, atol=BLOCK_TOLERANCE)
 
@@ -128,10 +128,9 @@ def test_bfloat16_is_near_float32(settings):
 
 def test_coarse_sums_are_held_for_the_whole_volume_only_where_memory_allows():
     network, grid = dense.convert(spread(), RULE), volume()
-    cells = 2 * 3 * 2  # of 4 x 2 x 4 voxels in 7 x 5 x 6
-    (sums,) = Evaluator(network, grid, blocks_of(network, coarse_cells=cells)).whole_coarse
+    (sums,) = Evaluator(network, grid, blocks_of(network)).whole_coarse  # cells of 4 x 2 x 4 voxels in 7 x 5 x 6
     assert (sums.steps, sums.origin, sums.cells.shape) == ((4, 2, 4), (0, 0, 0), (2, 3, 2, network.units))
-    assert Evaluator(network, grid, blocks_of(network, coarse_cells=cells - 1)).whole_coarse is None
+    assert Evaluator(network, grid, blocks_of(network, holds_coarse=False)).whole_coarse is None
 
 
 def test_a_wide_scale_is_added_to_the_finer_one_whose_cells_make_up_its_own():

@@ -70,7 +70,7 @@ def test_a_volume_that_fits_is_one_block(network, resident):
     assert plan.shape == (52, 22, 52)  # whole cells
     assert plan.steps == (4, 2, 4)
     assert plan.batch_bytes == memory.BATCH_BYTES
-    assert plan.allows_whole(13 * 11 * 13)
+    assert plan.holds_coarse
 
 
 def test_less_memory_gives_smaller_blocks_of_whole_cells(network, resident):
@@ -87,8 +87,9 @@ def test_a_block_needs_no_more_than_the_limit_leaves_or_the_limit_is_refused(net
         plan = memory.plan_blocks(network, shape, limit)
     except DataError:
         return
-    sums = 4 * network.units * int(np.prod(plan.shape))
-    assert RESIDENT + sums + plan.coarse_cells * 4 * network.units < limit * memory.MEGABYTE
+    cells = [-(-n // s) for n, s in zip(shape if plan.holds_coarse else plan.shape, (4, 2, 4), strict=True)]
+    sums = int(np.prod(plan.shape)) + int(np.prod(cells))
+    assert RESIDENT + 4 * network.units * sums < limit * memory.MEGABYTE
 
 
 @pytest.mark.parametrize("limit", [1, 499, 520])

@@ -53,9 +53,10 @@ def test_map_sizes_by_hand(network, size, sides):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build(name):
     preset = PRESETS[name]
-    network = model.build(preset.model, PatchConfig(scales_mm=preset.scales_mm))
+    rule = preset.patch(PatchConfig(spacing_mm=(0.9, 5.2, 0.9)))
+    network = model.build(preset.model, rule)
     assert isinstance(network, keras.Sequential)
-    assert network.input_shape == (None, 32, 32, 3 * len(preset.scales_mm))
+    assert network.input_shape == (None, 32, 32, rule.channels)
     assert network.output_shape == (None, 1)
     assert network.layers[-1].dtype_policy.compute_dtype == "float32"
 

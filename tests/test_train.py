@@ -38,7 +38,7 @@ def test_a_preset_has_its_network_training_and_scales_on_the_grid_of_the_records
         ("train.optimizer=sgd", "sgd"),  # a text may stand without quotation marks
         ('train.optimizer="sgd"', "sgd"),
         ("train.augment.flip=false", False),
-        ("data.patch.scales_mm=[0]", (0.0,)),
+        ('data.patch.planes=["all","all"]', ("all", "all")),
     ],
 )
 def test_one_setting_can_be_changed(assignment, value):
@@ -46,6 +46,13 @@ def test_one_setting_can_be_changed(assignment, value):
     for part in assignment.partition("=")[0].split("."):
         found = getattr(found, part)
     assert found == value
+
+
+def test_fewer_scales_need_as_many_choices_of_planes():
+    found = chosen(set=("data.patch.scales_mm=[0]", "data.patch.planes=[]"))
+    assert (found.data.patch.scales_mm, found.data.patch.channels) == ((0.0,), 3)
+    with pytest.raises(DataError, match="for each scale, or nothing"):
+        chosen(set=("data.patch.scales_mm=[0]",))
 
 
 def test_epochs_and_precision_have_flags_of_their_own():
