@@ -28,12 +28,13 @@ CORE = [
 ]
 
 EXTRAS = {
-    "serving": ["tensorflow-serving-api~=2.21", "grpcio~=1.85"],
+    "serving": ["grpcio~=1.85", "protobuf>=7,<8"],
     "cluster": ["dask[distributed]>=2026.8,<2028"],
     "dicom": ["pydicom~=3.0", "highdicom~=0.28"],
     "mesh": ["trimesh~=5.2"],
     "review": ["starlette>=1.0,<2", "uvicorn>=0.40,<1"],
     "gpu": ["tensorflow[and-cuda]~=2.21"],
+    "openvino": ["openvino~=2026.4"],
     "test": [
         "pytest~=9.2",
         "pytest-cov~=7.1",
@@ -44,6 +45,7 @@ EXTRAS = {
         "ruff~=0.17.6",
         "pydicom~=3.0",
         "types-psutil~=7.2",
+        "tensorflow-serving-api~=2.21",
     ],
 }
 
@@ -53,7 +55,13 @@ setup(
     description="Finds the proximal femur in MR volumes with a per-voxel triplanar network",
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["femur_tf", "femur_tf.*", "data_prep", "data_prep.*", "tuning", "tuning.*"]),
+    packages=[
+        *find_packages(include=["femur_tf", "femur_tf.*", "data_prep", "data_prep.*", "tuning", "tuning.*"]),
+        "femur_tf.saved_models",
+    ],
+    # The shipped model lies beside the packages in the source tree and inside femur_tf in an installation.
+    package_dir={"femur_tf.saved_models": "saved_models"},
+    package_data={"femur_tf.saved_models": ["femur_t1_coronal/**/*"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,

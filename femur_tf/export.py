@@ -1,7 +1,7 @@
 """Command: run folder -> SavedModel version that TensorFlow Serving takes and `segment` runs from.
 
-    saved_models/NAME/VERSION/               the SavedModel: `serving_default` (patches), `segment` (a volume)
-    saved_models/NAME/VERSION/assets.extra/  model.keras, config.json, recipe.json, model_card.md
+    saved_models/NAME/VERSION/               the SavedModel, with the signatures of `femur_tf.signatures`
+    saved_models/NAME/VERSION/assets.extra/  model.keras, config.json, recipe.json, model_card.md, warm-up requests
 
 A version is written under a temporary name and renamed, so that a server that polls
 the folder never sees half of one.
@@ -15,10 +15,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from femur_tf import command, config, files, quiet, study
+from femur_tf import command, config, files, quiet, served, study
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
+    from femur_tf.signatures import Endpoint
 
 CARD = "model_card.md"
 
@@ -39,36 +40,37 @@ class ExportArguments:
     """Markdown file to use as the model card, in place of the one made from the settings."""
 
 
-def write_saved_model(bundle: Bundle, folder: Path) -> None:
-    """Write the SavedModel with its named signatures: `serving_default` on patches, `segment` on a whole volume.
+def write_saved_model(bundle: Bundle, folder: Path, metadata: str = "{}") -> list[Endpoint]:
+    """Write the SavedModel with its named signatures.
 
     `tf.saved_model.save` of a Keras model loads in Python and fails in the C++ runtime, so `ExportArchive` is used.
 
     Args:
       bundle: the model.
       folder: where to; must not exist.
+      metadata: the JSON that the signature `metadata` answers.
+
+    Returns:
+      The signatures.
     """
     import keras
-    import tensorflow as tf
 
-    from femur_tf.dense import convert
-    from femur_tf.dense_steps import NotDenseError
-    from femur_tf.segment_graph import segment_function
+    from femur_tf import signatures
 
+    found = signatures.endpoints(bundle.model, bundle.settings.data.patch, metadata)
     archive = keras.export.ExportArchive()
     archive.track(bundle.model)
-    patch = bundle.settings.data.patch
-    spec = tf.TensorSpec((None, patch.size, patch.size, patch.channels), tf.uint8, name="patches")
-    model = bundle.model
-    archive.add_endpoint("serving_default", lambda patches: {"probability": model(patches)}, [spec])
-    try:
-        network = convert(model, patch)
-    except NotDenseError as error:
-        command.warn(f"{error} The saved model has no signature `segment`.")
-    else:
-        volume = tf.TensorSpec((None, None, None, None), tf.uint8, name="volume")
-        archive.add_endpoint("segment", segment_function(network), [volume])
+    for endpoint in found:
+        archive.add_endpoint(endpoint.name, endpoint.function, list(endpoint.inputs))
     archive.write_out(str(folder), verbose=False)
+    return found
+
+
+def _planes(rule: config.PatchConfig) -> str:
+    """Return the steps of each scale with its planes, for a reader."""
+    towers = [(rule.steps[scale], config.PLANES[plane]) for scale, plane in rule.towers]
+    chosen = {steps: ", ".join(name for other, name in towers if other == steps) for steps, _ in towers}
+    return "; ".join(f"steps {steps} voxels: {names}" for steps, names in chosen.items())
 
 
 def model_card(bundle: Bundle, name: str) -> str:
@@ -83,7 +85,7 @@ def model_card(bundle: Bundle, name: str) -> str:
         "Intended use: research. Not for diagnosis.",
         "",
         f"- working spacing: {' x '.join(f'{s:g}' for s in patch.spacing_mm)} mm (right, anterior, superior)",
-        f"- patches: {patch.size} x {patch.size} samples, steps {patch.steps} voxels, axial, coronal and sagittal",
+        f"- patches: {patch.size} x {patch.size} samples; {_planes(patch)}",
     ]
     if chosen:
         lines += [
@@ -116,13 +118,16 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     command.say(f"Cut-off {recipe.cutoff:.4f}, {len(recipe.steps)} steps")
     found = bundles.versions(to)
     version = to / str(int(found[-1].name) + 1 if found else 1)
+    card = card or model_card(bundle, to.name)
+    metadata = served.to_json(served.metadata(bundle, to.name, card))
     with files.whole(version) as temporary:
-        write_saved_model(bundle, temporary)
+        endpoints = write_saved_model(bundle, temporary, metadata)
         extra = temporary / bundles.EXTRA
         extra.mkdir()
         for name in (bundles.MODEL, bundles.CONFIG, bundles.RECIPE):
             shutil.copyfile(bundle.folder / name, extra / name)
-        (extra / CARD).write_text(card or model_card(bundle, to.name))
+        (extra / CARD).write_text(card)
+        served.write_warm_up(extra / served.WARM_UP, to.name, [(e.name, e.example) for e in endpoints])
     return version
 
 

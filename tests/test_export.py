@@ -1,8 +1,7 @@
-"""Exporting: a version holds all that is needed, its signature gives the model's own numbers, in C++ too."""
+"""Exporting: a version holds all that is needed, and gives the model's own numbers wherever it is run."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import shutil
 from pathlib import Path
@@ -10,15 +9,22 @@ from pathlib import Path
 import bright
 import numpy as np
 import pytest
+import saved_model_runtime
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from femur_tf import bundle, export
+from femur_tf import bundle, config, export, predict, served
 from femur_tf.errors import DataError
 from femur_tf.export import ExportArguments
 
 SERVED_TOLERANCE = 1e-6
 """The same float32 graph, in batches of another length."""
+OTHER_RUNTIME_TOLERANCE = 1e-5
+"""float32 as well, with sums in another order."""
+HALF_STEP = 2.0**-11
+"""One step of float16 below 1."""
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+"""OpenVINO computes in bfloat16 where the processor can, which moves probabilities by 1e-3."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,7 @@ def test_a_version_holds_all_that_is_needed_to_use_it(version):
         "model.keras",
         "model_card.md",
         "recipe.json",
+        "tf_serving_warmup_requests",
     ]
     assert (version / "saved_model.pb").is_file()
 
@@ -83,57 +90,63 @@ def test_the_signature_takes_uint8_patches_by_stable_names(version, patches):
     np.testing.assert_allclose(result["probability"], expected, atol=SERVED_TOLERANCE)
 
 
-class _Output(ctypes.Structure):
-    """TF_Output: an operation and the number of its output."""
-
-    _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
-
-
-def run_in_c(folder: Path, patches: np.ndarray, names: tuple[str, str]) -> np.ndarray:
-    """Load a SavedModel with TensorFlow's C library, as a server does, and run it on patches.
-
-    Args:
-      folder: of the version.
-      patches: (N, S, S, C) uint8.
-      names: of the input's and the output's operation.
-    """
-    place = Path(tf.sysconfig.get_lib())
-    library = ctypes.CDLL(str(next(place.glob("libtensorflow_cc.so.*"))))
-    for name in ("NewStatus", "NewGraph", "NewSessionOptions", "GraphOperationByName", "LoadSessionFromSavedModel"):
-        getattr(library, f"TF_{name}").restype = ctypes.c_void_p
-    for name in ("AllocateTensor", "TensorData"):
-        getattr(library, f"TF_{name}").restype = ctypes.c_void_p
-    library.TF_Message.restype = ctypes.c_char_p
-    pointer = ctypes.c_void_p
-    status, graph = pointer(library.TF_NewStatus()), pointer(library.TF_NewGraph())
-    tags = (ctypes.c_char_p * 1)(b"serve")
-    options = pointer(library.TF_NewSessionOptions())
-    session = pointer(
-        library.TF_LoadSessionFromSavedModel(options, None, str(folder).encode(), tags, 1, graph, None, status)
-    )
-    assert library.TF_GetCode(status) == 0, library.TF_Message(status)
-    shape = (ctypes.c_int64 * patches.ndim)(*patches.shape)
-    tensor = pointer(library.TF_AllocateTensor(4, shape, patches.ndim, ctypes.c_size_t(patches.nbytes)))  # 4: uint8
-    ctypes.memmove(library.TF_TensorData(tensor), patches.ctypes.data, patches.nbytes)
-    ends = [_Output(library.TF_GraphOperationByName(graph, name.encode()), 0) for name in names]
-    results = (pointer * 1)()
-    library.TF_SessionRun(
-        session, None,
-        ctypes.byref(ends[0]), ctypes.byref(tensor), 1,
-        ctypes.byref(ends[1]), results, 1,
-        None, 0, None, status,
-    )  # fmt: skip
-    assert library.TF_GetCode(status) == 0, library.TF_Message(status)
-    found = (ctypes.c_float * len(patches)).from_address(library.TF_TensorData(pointer(results[0])))
-    return np.array(found, np.float32)[:, None]
+def test_a_version_answers_with_its_own_metadata_in_the_library_that_servers_are_made_of(version, work):
+    answer = saved_model_runtime.Runtime(version).run("metadata", {"request": np.array([b""], object)})
+    found = served.from_json(answer["metadata_json"].item().decode(), "the model")
+    card = (version / "assets.extra" / "model_card.md").read_text()
+    assert found == served.metadata(bundle.load(version), "femur", card)
+    assert found.config == bundle.load(work / "runs/default").settings.data
 
 
-def test_the_signature_runs_in_the_c_library_that_servers_are_made_of(version, patches):
+def test_every_signature_is_of_the_kind_that_the_server_predicts_with(version):
     saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
-    signature = saved.meta_graphs[0].signature_def["serving_default"]
-    ends = signature.inputs["patches"].name, signature.outputs["probability"].name
-    served = run_in_c(version, patches, tuple(end.removesuffix(":0") for end in ends))
-    np.testing.assert_allclose(served, bright.network().predict_on_batch(patches), atol=SERVED_TOLERANCE)
+    (graph,) = saved.meta_graphs
+    assert list(graph.meta_info_def.tags) == ["serve"]
+    names = set(saved_model_runtime.read_signatures(version))
+    assert {graph.signature_def[name].method_name for name in names} == {"tensorflow/serving/predict"}
+
+
+def test_a_card_says_which_planes_each_scale_has():
+    rule = config.PatchConfig(size=16, spacing_mm=(1.0, 5.0, 1.0), scales_mm=(0.0, 4.0), planes=("finest", "all"))
+    data = dataclasses.replace(bright.SETTINGS.data, patch=rule)
+    settings = dataclasses.replace(bright.SETTINGS, data=data)
+    found = export.model_card(bundle.Bundle(Path(), None, settings, None), "femur")
+    assert "16 x 16 samples; steps (1, 1, 1) voxels: coronal; steps (4, 1, 4) voxels: axial, coronal, sagittal" in found
+
+
+def with_signature(version, name, folder):
+    """Copy a SavedModel with `name` as its only signature, called serving_default, the one that OpenVINO reads."""
+    shutil.copytree(version, folder)
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    signatures = saved.meta_graphs[0].signature_def
+    chosen = type(signatures[name]).FromString(signatures[name].SerializeToString())
+    for other in [key for key in signatures if not key.startswith("__")]:
+        del signatures[other]
+    signatures["serving_default"].CopyFrom(chosen)
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    return folder
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same_map(work, tmp_path, rng):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    found = bundle.load(work / "runs/default")
+    rule = dataclasses.replace(bright.RULE, planes=("coronal", "coronal"))
+    settings = dataclasses.replace(found.settings, data=config.DataConfig(patch=rule))
+    found = dataclasses.replace(found, settings=settings, model=bright.network(settings))
+    export.write_saved_model(found, tmp_path / "1")
+    core = openvino.Core()
+    plain = core.compile_model(with_signature(tmp_path / "1", "segment", tmp_path / "2"), "CPU", F32)
+    for shape in ((9, 7, 5), (4, 6, 8)):
+        grid = rng.integers(0, 256, shape, np.uint8)
+        expected = predict.probability_map(found.model, grid, rule).astype(np.float32)
+        np.testing.assert_allclose(plain(grid[None])[0][0].astype(np.float32), expected, atol=HALF_STEP, rtol=0)
+
+
+def test_openvino_gives_the_same_probabilities(version, patches):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    found = openvino.Core().compile_model(version, "CPU", F32)(patches)[0]
+    np.testing.assert_allclose(found, bright.network().predict_on_batch(patches), atol=OTHER_RUNTIME_TOLERANCE)
 
 
 def test_an_export_without_a_recipe_is_refused(work, tmp_path):
@@ -160,6 +173,7 @@ def test_a_run_that_is_not_there_is_refused(work, tmp_path):
 
 def test_a_disk_that_fills_up_leaves_no_half_version(work, tmp_path, monkeypatch):
     def full(source, target):
+        assert not bundle.versions(tmp_path / "femur")  # what a server that polls sees while it is being written
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(shutil, "copyfile", full)

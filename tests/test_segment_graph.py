@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import bright
 import numpy as np
 import pytest
@@ -75,14 +73,3 @@ def test_the_signature_survives_export_and_reload(tmp_path):
     found = signature(volume=tf.constant(grid[None]))["probability"].numpy()[0]
     expected = predict.probability_map(loaded.model, grid, bright.RULE)
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=HALF_STEP, rtol=0)
-
-
-def test_a_network_of_early_fusion_is_exported_without_it(tmp_path, capsys):
-    early = spread(fusion="early")
-    bright.save_run(tmp_path / "run")
-    loaded = dataclasses.replace(bundle.load(tmp_path / "run"), model=early)
-    data = dataclasses.replace(loaded.settings.data, patch=RULE)
-    loaded = dataclasses.replace(loaded, settings=dataclasses.replace(loaded.settings, data=data))
-    export.write_saved_model(loaded, tmp_path / "saved")
-    assert list(tf.saved_model.load(str(tmp_path / "saved")).signatures) == ["serving_default"]
-    assert "segment" in capsys.readouterr().err
