@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from femur_tf.config import PredictConfig
+from femur_tf.wire import ServerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": ("femur_tf.train", "TrainArguments"),
     "evaluate": ("femur_tf.evaluate", "EvaluateArguments"),
     "segment": ("femur_tf.segment", "SegmentArguments"),
+    "client": ("femur_tf.client", "ClientArguments"),
     "export": ("femur_tf.export", "ExportArguments"),
     "demo": ("femur_tf.demo", "DemoArguments"),
 }
@@ -35,6 +37,8 @@ def test_a_commands_page_has_its_flags_and_no_others(page, module, name):
     fields = dataclasses.fields(getattr(importlib.import_module(module), name))
     if name == "SegmentArguments":  # its prediction flags have no prefix
         fields = [*(f for f in fields if f.name != "prediction"), *dataclasses.fields(PredictConfig)]
+    if name == "ClientArguments":  # nor have those of its connection
+        fields = [*(f for f in fields if f.name != "connection"), *dataclasses.fields(ServerConfig)]
     flags = {"--" + field.name.replace("_", "-") for field in fields if field.name not in POSITIONAL}
     assert _flags_in_table((ROOT / "docs" / f"{page}.md").read_text()) == flags
 

@@ -1,0 +1,106 @@
+"""Trying again: back-off with jitter, until a deadline over all tries."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from femur_tf.errors import DataError
+
+T = TypeVar("T")
+UNAVAILABLE = "UNAVAILABLE"
+"""The one status after which the same request may succeed: the server restarts, or has too much to do."""
+ADVICE = {
+    UNAVAILABLE: "Check that the server runs, and that --server names its gRPC port, or its REST port with --rest.",
+    "DEADLINE_EXCEEDED": "Pass a longer --deadline-s.",
+    "RESOURCE_EXHAUSTED": "Pass a lower --max-message-mb, so that volumes are sent in tiles.",
+    "NOT_FOUND": "Check --name, --version and --label.",
+    "UNAUTHENTICATED": "Check --token-file.",
+    "PERMISSION_DENIED": "Check --token-file.",
+}
+OTHERWISE = "Look at the server's log; the model may have been exported by another version of femur_tf."
+
+
+class ServerError(DataError):
+    """What a server, or the way to it, answered instead of a result.
+
+    Args:
+      code: gRPC's name of the status, for REST too.
+      text: what was said.
+      where: the server.
+      expected: what was asked for.
+    """
+
+    def __init__(self, code: str, text: str, *, where: str = "server", expected: str = "an answer") -> None:
+        text = " ".join(text.split()).rstrip(".") or "no reason"
+        super().__init__(f"{where}: expected {expected}. Received: {code}: {text}. {ADVICE.get(code, OTHERWISE)}")
+        self.code, self.text = code, text
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long and how often a request is tried."""
+
+    deadline_s: float = 600.0
+    """Seconds for all tries together."""
+    first_s: float = 0.25
+    """The wait after the first failure; it doubles with each."""
+    most_s: float = 10.0
+    """The longest wait."""
+
+    def wait_s(self, failures: int, rng: np.random.Generator) -> float:
+        """Return the seconds to wait after so many failures, 1 or more: from half to all of the current wait.
+
+        Jitter keeps clients that failed together from coming back together.
+        """
+        return min(self.most_s, self.first_s * 2.0 ** min(failures - 1, 30)) * float(rng.uniform(0.5, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Where time comes from."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], object] = time.sleep
+
+
+def persist(
+    attempt: Callable[[float], T],
+    patience: Patience,
+    rng: np.random.Generator,
+    *,
+    clock: Clock | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> T:
+    """Try until it works, or fails for good, or the deadline comes.
+
+    Args:
+      attempt: makes one try; gets the seconds that are left.
+      patience: the deadline and the waits.
+      rng: draws the jitter.
+      clock: for tests.
+      notice: is told of each wait.
+
+    Returns:
+      What `attempt` returned.
+
+    Raises:
+      ServerError: not UNAVAILABLE, or UNAVAILABLE with no time left to try again.
+    """
+    clock = clock or Clock()
+    end, failures = clock.now() + patience.deadline_s, 0
+    while True:
+        try:
+            return attempt(end - clock.now())
+        except ServerError as error:
+            failures += 1
+            wait_s = patience.wait_s(failures, rng)
+            if error.code != UNAVAILABLE or clock.now() + wait_s >= end:
+                raise
+            if notice:
+                notice(f"{error.code}: {error.text}. Try {failures + 1} follows in {wait_s:.1f} s.")
+            clock.sleep(wait_s)

@@ -1,0 +1,81 @@
+"""gRPC: TensorFlow Serving's main interface, with the package grpcio."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from femur_tf import messages
+from femur_tf.errors import DataError
+from femur_tf.messages import Target
+from femur_tf.retries import ServerError
+
+RECONNECT_MS = (200, 2000)
+"""Shortest and longest wait of a gRPC channel before it connects again; its own goes up to two minutes."""
+
+
+class Grpc:
+    """The gRPC interface of a server; needs the extra `serving`.
+
+    Args:
+      address: HOST:PORT.
+      tls: whether to encrypt the connection.
+      authority: certificates to trust, PEM; None: gRPC's own.
+      token: sent as a bearer token.
+      limit_bytes: of a message.
+
+    Raises:
+      DataError: grpcio is not installed.
+    """
+
+    volume_signature = "segment"
+    bytes_per_voxel = 2.0
+    """Of the larger message, the answer: float16."""
+
+    def __init__(
+        self, address: str, *, tls: bool, authority: bytes | None, token: str | None, limit_bytes: int
+    ) -> None:
+        try:
+            import grpc
+        except ImportError as error:
+            raise DataError(
+                "gRPC: expected the package grpcio. Received: it is not installed. "
+                "Install it (pip install 'femur_tf[serving]'), or pass --rest."
+            ) from error
+        self._grpc, self.address = grpc, address
+        self._token = (("authorization", f"Bearer {token}"),) if token else ()
+        options = [
+            ("grpc.max_receive_message_length", limit_bytes),  # 4 MB by default
+            ("grpc.max_send_message_length", limit_bytes),
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
+            ("grpc.min_reconnect_backoff_ms", RECONNECT_MS[0]),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
+        ]
+        if tls:
+            trusted = grpc.ssl_channel_credentials(root_certificates=authority)
+            self._channel = grpc.secure_channel(address, trusted, options)
+        else:
+            self._channel = grpc.insecure_channel(address, options)
+
+    def predict(
+        self, target: Target, signature: str, inputs: dict[str, np.ndarray], left_s: float
+    ) -> dict[str, np.ndarray]:
+        """Run a signature."""
+        request = messages.predict_request(target, signature, inputs)
+        return messages.predict_response(self._call(messages.PREDICT, request, left_s))
+
+    def metadata(self, target: Target, left_s: float) -> tuple[frozenset[str], int | None]:
+        """Return the signatures' names and the version."""
+        found = self._call(messages.METADATA, messages.metadata_request(target), left_s)
+        return messages.metadata_response(found)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def _call(self, method: str, request: bytes, left_s: float) -> bytes:
+        """Call a method with serialized messages."""
+        try:
+            answer: bytes = self._channel.unary_unary(method)(request, timeout=left_s, metadata=self._token)
+        except self._grpc.RpcError as error:
+            raise ServerError(error.code().name, error.details() or "", where=self.address) from error
+        return answer

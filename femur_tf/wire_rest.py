@@ -1,0 +1,176 @@
+"""REST: TensorFlow Serving's HTTP interface, with Python's standard library alone.
+
+Volumes and maps travel as bytes in base64, which JSON can hold; numbers written out
+take thirty times the room and time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from femur_tf.messages import SIGNATURES, Target
+from femur_tf.retries import UNAVAILABLE, ServerError
+
+STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    412: "FAILED_PRECONDITION",
+    413: "RESOURCE_EXHAUSTED",
+    429: UNAVAILABLE,
+    501: "UNIMPLEMENTED",
+    502: UNAVAILABLE,
+    503: UNAVAILABLE,
+    504: "DEADLINE_EXCEEDED",
+}
+"""HTTP status -> gRPC's name; others are UNKNOWN."""
+_PIECE = 1 << 20
+_SHOWN = 300
+"""Characters of an answer that an error shows."""
+
+
+def model_path(target: Target) -> str:
+    """Return the path of a model's resources on a server."""
+    if target.version is not None:
+        return f"/v1/models/{target.name}/versions/{target.version}"
+    if target.label is not None:
+        return f"/v1/models/{target.name}/labels/{target.label}"
+    return f"/v1/models/{target.name}"
+
+
+def encode(array: np.ndarray) -> Any:
+    """Return an array as JSON values; bytes as `{"b64": ...}`."""
+    if not array.dtype.hasobject:
+        return array.tolist()
+    return [{"b64": base64.b64encode(data).decode()} for data in array.ravel().tolist()]
+
+
+def decode(values: Any) -> np.ndarray:
+    """Return an output as an array: numbers as they are, texts and `{"b64": ...}` as objects with `bytes` in them.
+
+    Raises:
+      ValueError: neither numbers, nor texts, nor base64.
+    """
+    if not isinstance(values, list) or not values or not isinstance(values[0], (str, dict)):
+        return np.array(values)
+    texts = [v.encode() if isinstance(v, str) else base64.b64decode(v["b64"], validate=True) for v in values]
+    return np.array(texts, object)
+
+
+class Rest:
+    """The HTTP interface of a server.
+
+    Args:
+      address: HOST:PORT.
+      tls: certificates to trust; None for a connection that is not encrypted.
+      token: sent as a bearer token.
+      limit_bytes: of an answer.
+    """
+
+    volume_signature = "segment_bytes"
+    bytes_per_voxel = 2 * 4 / 3
+    """Of the larger message, the answer: float16 in base64."""
+
+    def __init__(self, address: str, *, tls: ssl.SSLContext | None, token: str | None, limit_bytes: int) -> None:
+        self.address, self._tls, self._limit_bytes = address, tls, limit_bytes
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def predict(
+        self, target: Target, signature: str, inputs: dict[str, np.ndarray], left_s: float
+    ) -> dict[str, np.ndarray]:
+        """Run a signature whose outputs' names are not looked at: a single one is called ""."""
+        body = {"signature_name": signature, "inputs": {name: encode(array) for name, array in inputs.items()}}
+        values = self._json("POST", model_path(target) + ":predict", json.dumps(body).encode(), left_s)
+        with self._reading("outputs with numbers, texts or base64"):
+            outputs = values["outputs"]
+            if isinstance(outputs, dict) and set(outputs) != {"b64"}:
+                return {name: decode(value) for name, value in outputs.items()}
+            return {"": decode(outputs if isinstance(outputs, list) else [outputs])}
+
+    def metadata(self, target: Target, left_s: float) -> tuple[frozenset[str], int | None]:
+        """Return the signatures' names and the version."""
+        values = self._json("GET", model_path(target) + "/metadata", None, left_s)
+        with self._reading("the model's metadata"):
+            found = values["metadata"][SIGNATURES][SIGNATURES]
+            version = values.get("model_spec", {}).get("version")
+            return frozenset(found), int(version) if version else None
+
+    def close(self) -> None:
+        """Nothing stays open between requests."""
+
+    @contextlib.contextmanager
+    def _reading(self, expected: str) -> Iterator[None]:
+        """Turn what an answer of another form raises into an error of the server."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise ServerError("UNKNOWN", f"another form ({error!r})", where=self.address, expected=expected) from error
+
+    def _json(self, method: str, path: str, body: bytes | None, left_s: float) -> Any:
+        """Make a request and return the JSON that it answers."""
+        status, data = self._exchange(method, path, body, left_s)
+        try:
+            values = json.loads(data)
+        except ValueError:
+            values = {"error": data[:_SHOWN].decode("utf-8", "replace")} if status != http.HTTPStatus.OK else None
+        if status != http.HTTPStatus.OK:
+            text = str(values.get("error", values) if isinstance(values, dict) else values)[:_SHOWN]
+            raise ServerError(STATUS.get(status, "UNKNOWN"), f"HTTP {status}, {text}", where=self.address)
+        if values is None:
+            raise ServerError("UNKNOWN", data[:_SHOWN].decode("utf-8", "replace"), where=self.address, expected="JSON")
+        return values
+
+    def _exchange(self, method: str, path: str, body: bytes | None, left_s: float) -> tuple[int, bytes]:
+        """Send a request and return the status and the body of the answer."""
+        end = time.monotonic() + left_s
+        connection = self._connect(max(left_s, 0.001))
+        try:
+            connection.request(method, path, body, self._headers)
+            response = connection.getresponse()
+            return response.status, self._read(response, end)
+        except TimeoutError as error:
+            text = "no answer in time"
+            raise ServerError("DEADLINE_EXCEEDED", text, where=self.address) from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # the server went away
+            raise ServerError(UNAVAILABLE, str(error), where=self.address) from error
+        except ssl.SSLError as error:
+            text = f"TLS: {error}"
+            raise ServerError("UNAUTHENTICATED", text, where=self.address, expected="a trusted server") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(UNAVAILABLE, str(error) or type(error).__name__, where=self.address) from error
+        finally:
+            connection.close()
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Return a connection that is not open yet."""
+        if self._tls:
+            return http.client.HTTPSConnection(self.address, timeout=timeout_s, context=self._tls)
+        return http.client.HTTPConnection(self.address, timeout=timeout_s)
+
+    def _read(self, response: http.client.HTTPResponse, end: float) -> bytes:
+        """Return the body of an answer that ends in time and keeps to the limit."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := response.read(_PIECE):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._limit_bytes:
+                text = f"an answer of more than {self._limit_bytes} bytes"
+                raise ServerError("RESOURCE_EXHAUSTED", text, where=self.address)
+            if time.monotonic() > end:
+                raise TimeoutError
+        return b"".join(pieces)
