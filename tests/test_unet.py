@@ -1,0 +1,186 @@
+"""The 2-D U-Net beside our network: its slices and crops, that it trains, and that it goes on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from benchmarks import crops, unet
+from femur_tf import callbacks, files, study
+from femur_tf.errors import DataError
+
+WEIGHT_TOLERANCE = 1e-5
+"""The order of sums in threads."""
+STEPS = 3
+
+
+class Killed(RuntimeError):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A U-Net and epochs small enough for tests."""
+    monkeypatch.setattr(unet, "FILTERS", (2, 2, 2, 2, 2))
+    for module in (crops, unet):
+        monkeypatch.setattr(module, "STEPS", STEPS)
+    # Two epochs, whatever the machine: the clock advances by one a step.
+    monkeypatch.setattr(callbacks.Clock, "_now", lambda clock: next(clock.__dict__.setdefault("ticks", iter(Ticks()))))
+
+
+class Ticks:
+    """Seconds that pass by a tenth at each look."""
+
+    def __iter__(self):
+        return (0.1 * tick for tick in range(10**6))
+
+
+def arguments(work, **changes) -> unet.UnetArguments:
+    return unet.UnetArguments(work, **({"minutes": 1.5 / 60, "run": "tiny"} | changes))
+
+
+def pair(mask: np.ndarray, grid: np.ndarray | None = None) -> crops.Pair:
+    grid = mask * np.uint8(200) if grid is None else grid
+    return crops.Pair(grid, mask, np.argwhere(mask))
+
+
+def final_weights(folder: Path) -> list[np.ndarray]:
+    """Return the weights of the last checkpoint's model and optimizer."""
+    model = keras.saving.load_model(callbacks.checkpoints(folder)[-1] / "model.keras")
+    return [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+
+
+def test_the_slices_beyond_a_volume_are_its_last():
+    grid = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (5, 4, 6))
+    assert crops.neighbours(grid, 0)[2, 3].tolist() == [0, 0, 1]
+    assert crops.neighbours(grid, 2)[2, 3].tolist() == [1, 2, 3]
+    assert crops.neighbours(grid, 3).shape == (5, 6, 3)
+    assert crops.neighbours(grid, 3)[2, 3].tolist() == [2, 3, 3]
+
+
+def test_sides_are_padded_to_multiples_of_the_grain():
+    slices = np.ones((20, 16, 3), np.uint8)
+    found = crops.padded(slices, (20, 16))
+    assert found.shape == (32, 16, 3)
+    assert (found[:20] == 1).all() and (found[20:] == 0).all()
+
+
+def test_a_crop_moves_image_and_mask_together(rng):
+    drawn = [crops.draw([pair(tiny.ball())], rng) for _ in range(20)]
+    for image, mask in drawn:
+        assert image.shape == (32, 16, 3) and mask.shape == (32, 16, 1)
+        # A bright voxel is bone, but for the half voxel of interpolation at its edge.
+        assert np.mean((image[..., 1] > image.max() / 2) == (mask[..., 0] > 0)) > 0.95 or not mask.any()
+    assert sum(mask.any() for _, mask in drawn) >= 13  # two of three, and some by chance
+
+
+@pytest.mark.parametrize("changed", ["flip", "turn"])
+def test_crops_differ(rng, changed):
+    mask = np.zeros((64, 3, 64), bool)
+    mask[10:20, :, 30:60] = True
+    centres = [
+        np.argwhere(m[..., 0] > 0).mean(axis=0)
+        for _, m in (crops.draw([pair(mask)], rng) for _ in range(40))
+        if m.any()
+    ]
+    x, z = np.transpose(centres)
+    assert (x < 31).any() and (x > 33).any() if changed == "flip" else np.ptp(z) > 4
+
+
+def test_grey_values_stay_in_their_range(rng):
+    grid = rng.integers(0, 256, (64, 3, 64), np.uint8)
+    for _ in range(10):
+        image, _ = crops.draw([pair(grid > 300, grid)], rng)
+        assert image.dtype == np.float32 and image.min() >= 0 and image.max() <= 255
+
+
+def test_an_epoch_is_the_same_whenever_it_starts(small):
+    pairs = [pair(tiny.ball())]
+    first = crops.batches(pairs, 7, 0)
+    for _ in range(STEPS):
+        next(first)
+    for one, other in zip(next(first), next(crops.batches(pairs, 7, 1)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_validation_slices_of_unequal_cases_have_one_shape():
+    grids, masks = crops.validation_slices([pair(tiny.ball((20, 4, 30))), pair(tiny.ball((40, 3, 10)))])
+    assert grids.shape == (7, 48, 32, 3) and masks.shape == (7, 48, 32, 1)
+    assert {grids.dtype, masks.dtype} == {np.dtype(np.uint8)}
+
+
+def test_a_perfect_batch_costs_next_to_nothing():
+    true = np.zeros((2, 4, 4, 1), np.uint8)
+    true[:, 1:3] = 1
+    assert float(unet.dice_and_cross_entropy(true, true.astype(np.float32))) == pytest.approx(0, abs=1e-3)
+    assert float(unet.dice_and_cross_entropy(true, 1 - true.astype(np.float32))) > 10
+    assert float(unet.dice(true, true.astype(np.float32))) == 1
+    assert float(unet.dice(true, 1 - true.astype(np.float32))) == pytest.approx(1 / 33)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, small, monkeypatch):
+    plan = tiny.write_study(tmp_path)
+    whole = unet.train(tmp_path / "unet/whole", plan, arguments(tmp_path, run="whole"))
+    assert whole.finished and whole.epoch >= 2
+    save = callbacks.Checkpoint.on_epoch_end
+
+    def killed(self, epoch, logs=None):
+        save(self, epoch, logs)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "on_epoch_end", killed)
+        with pytest.raises(Killed):
+            unet.train(tmp_path / "unet/cut", plan, arguments(tmp_path, run="cut"))
+    cut = unet.train(tmp_path / "unet/cut", plan, arguments(tmp_path, run="cut"))
+    assert cut.finished and [row["epoch"] for row in cut.history] == [row["epoch"] for row in whole.history]
+    for one, other in zip(final_weights(tmp_path / "unet/cut"), final_weights(tmp_path / "unet/whole"), strict=True):
+        np.testing.assert_allclose(one, other, atol=WEIGHT_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_line_has_test_scores_only_when_asked(tmp_path, small, monkeypatch, capsys):
+    tiny.write_study(tmp_path)
+    monkeypatch.setattr(unet, "unit_s", lambda: 1.0)
+    read = study.load_case
+    parts = []
+    monkeypatch.setattr(study, "load_case", lambda plan, case: parts.append(case.part) or read(plan, case))
+    lines = []
+    for test in (False, True):
+        unet.main(arguments(tmp_path, test=test))
+        lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+        assert ("test" in parts) == test
+    without, with_test = lines
+    assert without["epochs"] >= 2 and without["parameters"] > 0
+    assert not any(name.startswith("test") for name in without)
+    assert with_test["test_cases"].keys() == {"hip_04"} and 0 <= with_test["test_dice"] <= 1
+    assert with_test["validation_dice"] == without["validation_dice"] == without["validation_cases"]["hip_03"]
+    folder = tmp_path / "unet/tiny"
+    assert {path.name for path in folder.iterdir()} >= {"model.keras", "history.csv", "recipe.json", "settings.json"}
+    with (folder / "history.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == without["epochs"]
+
+
+def test_other_minutes_are_refused(tmp_path):
+    files.write_json(tmp_path / "settings.json", {"minutes": 20.0, "seed": 2017})
+    plan = tiny.write_study(tmp_path)
+    with pytest.raises(DataError, match=r"minutes.*Received.*20.*--overwrite"):
+        unet.train(tmp_path, plan, arguments(tmp_path))
+
+
+def test_a_study_without_training_cases_is_refused(tmp_path):
+    plan = study.Plan((), tiny.write_study(tmp_path).data)
+    with pytest.raises(DataError, match="expected train cases"):
+        crops.read_pairs(plan, "train")
+
+
+def test_a_map_has_the_shape_of_its_volume(small):
+    found = unet.probability_map(unet.build(), np.zeros((20, 3, 10), np.uint8))
+    assert found.shape == (20, 3, 10) and found.dtype == np.float16
