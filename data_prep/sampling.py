@@ -9,6 +9,7 @@ stated shares and not as they come. Nothing is drawn twice.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -34,7 +35,7 @@ class Draw:
     kind: np.ndarray
     """(N,) uint8, position in `KINDS`."""
     short: dict[str, int]
-    """How many examples are missing of each kind that has fewer voxels than were asked; other kinds are not listed."""
+    """How many examples are missing of each kind or group that has fewer voxels than asked; others are not listed."""
 
 
 def asked(config: SamplingConfig) -> tuple[int, int, int]:
@@ -80,15 +81,47 @@ def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig
     """
     if mask.ndim != 3 or mask.dtype != np.bool_:
         raise ValueError(f"expected a bool mask (X, Y, Z). Received: dtype={mask.dtype}, shape={mask.shape}")
-    kind = kinds(mask, spacing_mm=spacing_mm, near_mm=config.near_mm).ravel()
-    wanted = asked(config)
-    drawn = [_draw(np.flatnonzero(kind == code), count, rng) for code, count in enumerate(wanted)]
+    kind = kinds(mask, spacing_mm=spacing_mm, near_mm=config.near_mm)
+    flat, short = draw_groups(kind, dict(zip(KINDS, asked(config), strict=True)), rng)
+    return draw_of(flat, kind, short)
+
+
+def draw_groups(
+    group: np.ndarray, wanted: Mapping[str, int], rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Draw so many voxels of each group, without replacement, in random order.
+
+    A group that has fewer voxels than wanted gives all of them, and no other group makes up for it.
+
+    Args:
+      group: (X, Y, Z) uint8, a voxel's group as its position in `wanted`; what has no place there is not drawn.
+      wanted: how many of each group, by its name.
+      rng: the source of chance.
+
+    Returns:
+      Flat voxel indices (N,), and how many are missing of the groups that are short.
+    """
+    voxels = group.ravel()
+    drawn = [_draw(np.flatnonzero(voxels == code), count, rng) for code, count in enumerate(wanted.values())]
     short = {
-        name: count - found.size for name, count, found in zip(KINDS, wanted, drawn, strict=True) if found.size < count
+        name: count - found.size
+        for (name, count), found in zip(wanted.items(), drawn, strict=True)
+        if found.size < count
     }
-    flat = rng.permutation(np.concatenate(drawn))  # (N,)
-    centres = np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int64)  # (N, 3)
-    return Draw(centres, (kind[flat] == BONE).astype(np.int64), kind[flat], short)
+    return rng.permutation(np.concatenate(drawn)), short
+
+
+def draw_of(flat: np.ndarray, kind: np.ndarray, short: Mapping[str, int]) -> Draw:
+    """Return the draw of some voxels.
+
+    Args:
+      flat: (N,) flat voxel indices.
+      kind: (X, Y, Z) uint8, as `kinds` gives it.
+      short: how many examples are missing.
+    """
+    centres = np.stack(np.unravel_index(flat, kind.shape), axis=1).astype(np.int64)  # (N, 3)
+    found = kind.ravel()[flat]
+    return Draw(centres, (found == BONE).astype(np.int64), found, dict(short))
 
 
 def _draw(voxels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

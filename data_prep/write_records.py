@@ -99,9 +99,20 @@ def draw_copy(plan: study.Plan, copy: Copy, count: int, mode: records.Mode) -> t
     spacing_mm = plan.data.patch.spacing_mm
     draw = sampling.draw_centres(copy.mask, spacing_mm=spacing_mm, config=settings, rng=copy.rng)
     cutter = Cutter.of(copy.grid, plan.data.patch) if mode == "patches" else None
+    return encode_all(draw, cutter, copy.name), draw.kind
+
+
+def encode_all(draw: sampling.Draw, cutter: Cutter | None, name: str) -> list[bytes]:
+    """Return the examples of a draw, serialized.
+
+    Args:
+      draw: the centres.
+      cutter: of the volume they lie in; None in index mode.
+      name: of that volume.
+    """
     patches = cutter.cut(draw.centres, extra=True) if cutter else [None] * len(draw.label)
     rows = zip(patches, draw.label.tolist(), draw.centres.tolist(), strict=True)
-    return [records.encode(p, y, c, copy.name.encode()) for p, y, c in rows], draw.kind
+    return [records.encode(patch, label, centre, name.encode()) for patch, label, centre in rows]
 
 
 def write_grid(folder: Path, copy: Copy) -> records.FileEntry:
@@ -137,14 +148,21 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
         kinds.append(kind)
         grids += [write_grid(folder, copy)] if mode == "index" else []
     order = case_rng(plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
-    shards = _write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
+    shards = write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
     written = records.CaseRecords(case.name, case.part, shards, fingerprint(plan, case, mode), tuple(grids))
     files.write_json(_case_path(work, case), config.to_dict(written))
     return written
 
 
-def _write_shards(folder: Path, case: str, examples: list[bytes], kinds: np.ndarray) -> tuple[records.Shard, ...]:
-    """Write examples, in their order, to shards."""
+def write_shards(folder: Path, case: str, examples: list[bytes], kinds: np.ndarray) -> tuple[records.Shard, ...]:
+    """Write examples, in their order, to shards.
+
+    Args:
+      folder: of the records.
+      case: name of the case.
+      examples: serialized.
+      kinds: (N,) positions in `KINDS`.
+    """
     total = max(1, round(len(examples) / SHARD_EXAMPLES))
     shards = []
     for index, part in enumerate(np.array_split(np.arange(len(examples)), total)):
@@ -167,38 +185,52 @@ def _missing(folder: Path, case: records.CaseRecords) -> list[str]:
     return [e.name for e in entries if not there[e.name].is_file() or there[e.name].stat().st_size != e.bytes]
 
 
-def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords | None:
-    """Return a case's records where they are complete and made from the same input, else None.
+def is_finished(path: Path, folder: Path, found: records.CaseRecords, made_from: str) -> bool:
+    """Tell whether a case's records are complete. Raise where they were made from something else.
 
     Files are looked for by name and size; `femur_tf.records check` reads them.
+
+    Args:
+      path: where the finished part of the case is noted, for the error.
+      folder: of the records.
+      found: what is noted.
+      made_from: the fingerprint of the input.
 
     Raises:
       DataError: they were made from another plan, input or mode.
     """
+    if found.fingerprint != made_from:
+        raise DataError(
+            f"{path}: expected records of this plan and mode. Received: records made from other settings or "
+            "other files. Pass --overwrite to write all records again."
+        )
+    missing = _missing(folder, found)
+    if missing:
+        command.warn(f"{found.case}: missing or of another size, the case is written again: {', '.join(missing)}")
+    return not missing
+
+
+def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords | None:
+    """Return a case's records where they are complete and made from the same input, else None."""
     path = _case_path(work, case)
     if not path.exists():
         return None
     found = config.load(records.CaseRecords, path)
-    if found.fingerprint != fingerprint(plan, case, mode):
-        raise DataError(
-            f"{path}: expected records of this plan (mode {mode!r}). Received: records made from other settings or "
-            "other files. Pass --overwrite to write all records again."
-        )
-    missing = _missing(study.records_path(work), found)
-    if missing:
-        command.warn(f"{case.name}: missing or of another size, the case is written again: {', '.join(missing)}")
-    return None if missing else found
+    made_from = fingerprint(plan, case, mode)
+    return found if is_finished(path, study.records_path(work), found, made_from) else None
 
 
-def _check_disk(work: Path, plan: study.Plan, cases: int, mode: records.Mode) -> None:
-    """Raise where the disk cannot hold the records of `cases` cases."""
-    patch = plan.data.patch
+def check_disk(work: Path, patch: config.PatchConfig, examples: int, mode: records.Mode) -> None:
+    """Raise where the disk cannot hold so many examples more.
+
+    Raises:
+      DataError: it cannot.
+    """
     one = 90 + ((patch.size + 1) ** 2 * patch.channels if mode == "patches" else 0)
-    needed = one * plan.data.sampling.per_case * cases
     free = shutil.disk_usage(work).free
-    if needed > free:
+    if one * examples > free:
         raise DataError(
-            f"{work}: expected {needed / 1e9:.1f} GB of free disk for the records of {cases} cases. "
+            f"{work}: expected {one * examples / 1e9:.1f} GB of free disk for {examples} examples. "
             f"Received: {free / 1e9:.1f} GB. Free some, plan fewer examples (--per-case), or pass --index-only."
         )
 
@@ -226,7 +258,7 @@ def write(
         files.remove(folder)
     done = {case.name: _finished(work, plan, case, mode) for case in cases}
     todo = [case for case in cases if done[case.name] is None]
-    _check_disk(work, plan, len(todo), mode)
+    check_disk(work, plan.data.patch, plan.data.sampling.per_case * len(todo), mode)
     files.remove(records.manifest_path(folder))
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")

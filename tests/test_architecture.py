@@ -16,11 +16,13 @@ MAX_FUNCTION_LINES = 60
 
 ROWS = (
     {"errors", "config", "patch_config", "config_json", "files"},
-    {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"},
-    {"image_io", "records", "study", "quiet"},
-    {"dataset", "model", "dense_steps", "dense", "crf"},
-    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "export", "recipe"},
-    {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review"},
+    {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
+    | {"tiles", "measures", "quality", "calibration"},
+    {"image_io", "records", "study", "quiet", "mined_records"},
+    {"dataset", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"},
+    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "recipe"}
+    | {"signatures", "served", "export", "wire", "wire_grpc", "wire_rest"},
+    {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review", "scans", "reliability_picture"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""
 

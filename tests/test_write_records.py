@@ -287,7 +287,7 @@ def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     tiny.write_study(tmp_path)
     monkeypatch.setattr(write_records.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match=r"GB of free disk for the records of 3 cases\. Received: 0\.0 GB"):
+    with pytest.raises(DataError, match=r"GB of free disk for 270 examples\. Received: 0\.0 GB"):
         write_records.write(tmp_path)
     assert not (tmp_path / "records").exists()
 

@@ -1,0 +1,255 @@
+"""Hard examples: what a trained run gets wrong on its training cases becomes more examples.
+
+The run's map of a training case is compared with the case's mask
+(`data_prep.hard_examples`), and examples are drawn from the errors by stated shares.
+Validation and test cases are not touched.
+
+    records/mined/NAME/manifest.json   a manifest like that of the records, of the same plan
+    records/mined/NAME/mined.json      what chose the examples: run, model, settings, counts
+    records/mined/NAME/cases/          the part of one case, written when its shards are complete
+    records/mined/NAME/shards/
+
+`femur_tf.mined_records` reads both manifests as one, and so does
+`femur_tf.train --mined NAME`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tyro
+
+from data_prep import sampling, write_records
+from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
+from femur_tf import command, config, files, mined_records, quiet, records, study
+from femur_tf.errors import DataError
+from femur_tf.patches import Cutter
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class MineArguments:
+    """Evaluate a run on its training cases, and write examples drawn from its errors.
+
+    Example: python -m data_prep.mine work/ --run default
+
+    Then: python -m femur_tf.train work/ --run mined --start default --mined default
+
+    A run that was interrupted goes on where it stopped.
+    """
+
+    work: command.Work
+    run: str = "default"
+    """Name of the run whose errors are mined; it needs a recipe."""
+    name: str | None = None
+    """Name of the mined set; by default the run's."""
+    overwrite: bool = False
+    """Replace a mined set of that name."""
+    mining: tyro.conf.OmitArgPrefixes[MiningConfig] = dataclasses.field(default_factory=MiningConfig)
+    prediction: tyro.conf.OmitArgPrefixes[config.PredictConfig] = dataclasses.field(
+        default_factory=config.PredictConfig
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """What `mined.json` holds: what chose the examples."""
+
+    run: str
+    model_sha256: str
+    cutoff: float
+    mining: MiningConfig
+    prediction: config.PredictConfig
+    found: dict[str, dict[str, int]]
+    """For each case how many voxels of each kind of error its maps hold."""
+    drawn: dict[str, dict[str, int]]
+    """For each case how many of them became examples."""
+    format_version: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The mined part of one case, as noted when it is complete."""
+
+    records: records.CaseRecords
+    found: dict[str, int]
+    drawn: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Miner:
+    """A run that is mined, and for which study."""
+
+    work: Path
+    plan: study.Plan
+    bundle: Bundle
+    name: str
+    mode: records.Mode
+    mining: MiningConfig
+    prediction: config.PredictConfig
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the mined set."""
+        return mined_records.folder(study.records_path(self.work), self.name)
+
+    @property
+    def model_sha256(self) -> str:
+        """The digest of the run's model."""
+        return files.sha256(self.bundle.folder / "model.keras")
+
+    def fingerprint(self, case: study.Case) -> str:
+        """Return a digest of all that a case's mined records are made from."""
+        settings = [config.to_dict(self.mining), config.to_dict(self.prediction), self.bundle.recipe.cutoff]
+        made_from = [write_records.fingerprint(self.plan, case, self.mode), self.model_sha256, settings]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _of_copy(
+    miner: Miner, copy: write_records.Copy, affine: np.ndarray, count: int
+) -> tuple[sampling.Draw, np.ndarray]:
+    """Evaluate one volume and draw from its errors; return the draw, and each voxel's kind of error."""
+    from femur_tf import bundle as bundles
+    from femur_tf.volume import Volume
+
+    spacing_mm = miner.plan.data.patch.spacing_mm
+    map_ = bundles.working_map(miner.bundle, Volume(copy.grid, affine), miner.prediction)
+    cutoff, margin_mm = miner.bundle.recipe.cutoff, miner.mining.margin_mm
+    group = groups(map_.data, copy.mask, cutoff, spacing_mm=spacing_mm, margin_mm=margin_mm)
+    rng = write_records.case_rng(miner.plan.data.sampling.seed, f"{copy.name} mined {miner.name}")
+    flat, short = sampling.draw_groups(group, miner.mining.wanted(count), rng)
+    kind = sampling.kinds(copy.mask, spacing_mm=spacing_mm, near_mm=miner.plan.data.sampling.near_mm)
+    return sampling.draw_of(flat, kind, short), group
+
+
+def _summed(parts: list[dict[str, int]]) -> dict[str, int]:
+    """Add counts."""
+    return {name: sum(part[name] for part in parts) for name in ERRORS}
+
+
+def _volumes(miner: Miner, loaded: study.LoadedCase) -> Iterator[tuple[int, write_records.Copy]]:
+    """Yield the volumes of a case that are evaluated, each after the number of examples that it is to give."""
+    number = min(miner.mining.copies, miner.plan.data.variation.copies)
+    counts = [len(part) for part in np.array_split(np.arange(miner.mining.per_case), number)]
+    # The counts come first: `zip` would make one copy more before it found them at their end.
+    yield from zip(counts, write_records.copies(miner.plan, loaded), strict=False)
+
+
+def mine_case(miner: Miner, case: study.Case) -> Found:
+    """Evaluate a training case and write the shards of its mined examples.
+
+    Args:
+      miner: the run.
+      case: one case of the plan.
+
+    Returns:
+      What the manifest says of the case, and the counts of its errors.
+    """
+    loaded = study.load_case(miner.plan, case)
+    examples: list[bytes] = []
+    kinds, found, drawn = [], [], []
+    for count, copy in _volumes(miner, loaded):
+        draw, group = _of_copy(miner, copy, loaded.working.affine, count)
+        cutter = Cutter.of(copy.grid, miner.plan.data.patch) if miner.mode == "patches" else None
+        examples += write_records.encode_all(draw, cutter, copy.name)
+        kinds.append(draw.kind)
+        found.append(counted(group))
+        drawn.append(counted(group[tuple(draw.centres.T)]))
+    order = write_records.case_rng(miner.plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
+    shards = write_records.write_shards(
+        miner.folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order]
+    )
+    entry = records.CaseRecords(case.name, case.part, shards, miner.fingerprint(case))
+    return Found(entry, _summed(found), _summed(drawn))
+
+
+def _check(arguments: MineArguments, plan: study.Plan, bundle: Bundle) -> None:
+    """Raise where the run cannot be mined for the records of this study.
+
+    Raises:
+      DataError: another working grid than the plan's.
+    """
+    grids = [(data.patch.spacing_mm, data.normalisation) for data in (bundle.settings.data, plan.data)]
+    if grids[0] != grids[1]:
+        raise DataError(
+            f"{study.run_path(arguments.work, arguments.run)}: expected a run on the plan's working grid {grids[1]}. "
+            f"Received: {grids[0]}. Train one on the records of this study."
+        )
+
+
+def _finished(miner: Miner, case: study.Case) -> Found | None:
+    """Return a case's mined part where it is complete and made from the same input, else None."""
+    path = miner.folder / "cases" / f"{case.name}.json"
+    if not path.exists():
+        return None
+    found, made_from = config.load(Found, path), miner.fingerprint(case)
+    return found if write_records.is_finished(path, miner.folder, found.records, made_from) else None
+
+
+def mine(arguments: MineArguments) -> Mined:
+    """Mine every training case of a study.
+
+    Raises:
+      DataError: no plan, no records, no run or no recipe; a run on another working grid; a mined set of that name made
+        from something else.
+    """
+    manifest = records.read_manifest(study.records_path(arguments.work))
+    plan = dataclasses.replace(study.read_plan(arguments.work), data=manifest.data)
+    quiet.start_tensorflow()
+    from femur_tf import bundle as bundles
+
+    bundle = bundles.load(study.run_path(arguments.work, arguments.run))
+    _check(arguments, plan, bundle)
+    name = arguments.name or arguments.run
+    miner = Miner(arguments.work, plan, bundle, name, manifest.mode, arguments.mining, arguments.prediction)
+    if arguments.overwrite:
+        files.remove(miner.folder)
+    cases = plan.part("train")
+    examples = arguments.mining.per_case * len(cases)
+    write_records.check_disk(arguments.work, plan.data.patch, examples, manifest.mode)
+    found = {}
+    for number, case in enumerate(cases, start=1):
+        command.say(f"{case.name} ({number} of {len(cases)})")
+        one = _finished(miner, case) or mine_case(miner, case)
+        files.write_json(miner.folder / "cases" / f"{case.name}.json", config.to_dict(one))
+        found[case.name] = one
+    result = Mined(
+        arguments.run,
+        miner.model_sha256,
+        bundle.recipe.cutoff,
+        arguments.mining,
+        arguments.prediction,
+        {case: one.found for case, one in found.items()},
+        {case: one.drawn for case, one in found.items()},
+    )
+    files.write_json(miner.folder / "mined.json", config.to_dict(result))
+    mined = records.Manifest(plan.data, manifest.mode, tuple(one.records for one in found.values()))
+    files.write_json(records.manifest_path(miner.folder), config.to_dict(mined))
+    return result
+
+
+def main(arguments: MineArguments) -> None:
+    """Mine, and print one table."""
+    mined = mine(arguments)
+    rows = [
+        (case, *(f"{mined.drawn[case][error]:,} of {count:,}" for error, count in found.items()))
+        for case, found in mined.found.items()
+    ]
+    header = ("case", *(f"{error.replace('_', ' ')}s" if error != "doubtful" else error for error in ERRORS))
+    command.table(f"Examples drawn from the errors of run {arguments.run}", header, rows)
+    name = arguments.name or arguments.run
+    command.say(
+        f"Next: python -m femur_tf.train {arguments.work} --run {name}-mined --start {arguments.run} --mined {name}"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, MineArguments)
