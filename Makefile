@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fast format clean
+.PHONY: help demo test results check lint types fast format clean
 
 help:  ## list the chores
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
 	$(RUN) pytest --cov --cov-report=term --durations=10
 	@$(RUN) coverage json --quiet -o .coverage.json && $(VENV)/bin/python -c \
 	  'import json; t = json.load(open(".coverage.json"))["totals"]; print("coverage: statements {percent_statements_covered:.1f} %, branches {percent_branches_covered:.1f} %".format(**t))'
+
+results: $(READY)  ## the shipped model on the test cases: make results DATA=DIR
+	@test -n "$(DATA)" || { echo "expected DATA=DIR, the folder with images/ and masks/. Received: nothing."; exit 2; }
+	$(RUN) benchmarks.results $(DATA)
 
 check: lint types fast  ## what to run before a commit
 

@@ -21,6 +21,8 @@ from femur_tf.errors import DataError
 
 MODEL, CONFIG, RECIPE = "model.keras", "config.json", "recipe.json"
 EXTRA = "assets.extra"
+SHIPPED = "femur_t1_coronal"
+"""The saved model that comes with the package."""
 FORMAT_VERSION = 1
 T = TypeVar("T")
 
@@ -90,6 +92,21 @@ def find(folder: Path) -> Path:
         f"{folder}: expected a model: a run folder (work/runs/NAME) or a saved model (saved_models/NAME), with "
         f"{MODEL} in it. Received: {found}."
     )
+
+
+def shipped() -> Path:
+    """Return the folder of the saved model that comes with the package.
+
+    It lies in the package of an installation, and beside it in a source tree.
+
+    Raises:
+      DataError: this installation came without it.
+    """
+    package = Path(__file__).parent
+    for place in (package / "saved_models" / SHIPPED, package.parent / "saved_models" / SHIPPED):
+        if versions(place):
+            return place
+    raise DataError(f"{package}: expected the shipped model {SHIPPED}, found none. Name one with --model.")
 
 
 def _read(kind: type[T], path: Path) -> T:

@@ -85,7 +85,6 @@ def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[
 def _sample(bundle: Bundle, plan: study.Plan, case: study.Case) -> tuple[study.LoadedCase, recipe.Sample]:
     """Return a case with its probability map, computed once for a model and a working grid and kept beside it."""
     from femur_tf import bundle as bundles
-    from femur_tf import predict
     from femur_tf.volume import Volume
 
     loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
@@ -94,9 +93,8 @@ def _sample(bundle: Bundle, plan: study.Plan, case: study.Case) -> tuple[study.L
     path = bundle.folder / "maps" / model / f"{case.name}-{grid}.npy"
     if not path.exists():
         command.say(f"{case.name}: {' x '.join(map(str, loaded.working.shape))} voxels")
-        found = predict.probability_map(bundle.model, loaded.working.data, bundle.settings.data.patch)
         with files.whole(path) as temporary:
-            np.save(temporary, found)
+            np.save(temporary, bundles.working_map(bundle, loaded.working).data)
     map_ = Volume(np.load(path), loaded.working.affine)
     own = bundles.to_own_grid(map_, loaded.image.volume)
     return loaded, recipe.Sample(own, loaded.reference, loaded.image.volume.spacing_mm)
@@ -232,12 +230,16 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     return scores
 
 
-def main(arguments: EvaluateArguments) -> None:
-    """Evaluate, and print one table."""
-    scores = evaluate(arguments)
+def show(title: str, scores: list[CaseScore]) -> None:
+    """Print one table: a row a case, and the mean."""
     header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
     rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
-    command.table(f"Run {arguments.run}, {arguments.part} cases", header, [*rows, _mean_row(scores)])
+    command.table(title, header, [*rows, _mean_row(scores)])
+
+
+def main(arguments: EvaluateArguments) -> None:
+    """Evaluate, and print one table."""
+    show(f"Run {arguments.run}, {arguments.part} cases", evaluate(arguments))
     command.say(f"Report: {arguments.work / 'reports' / arguments.run / (arguments.part + '.html')}")
 
 
