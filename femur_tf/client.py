@@ -61,9 +61,9 @@ def read_model(text: str, source: str) -> served.Metadata:
     """
     found = served.from_json(text, source)
     rule = found.config.patch
-    if (found.halo, found.steps, found.padding) != (served.halo(rule), served.steps(rule), rule.padding):
+    if (found.halo, found.steps, found.padding) != (served.halo(rule), rule.common_step, rule.padding):
         raise DataError(
-            f"{source}: expected halo {served.halo(rule)}, steps {served.steps(rule)}, padding {rule.padding} "
+            f"{source}: expected halo {served.halo(rule)}, steps {rule.common_step}, padding {rule.padding} "
             f"of its patch rule. Received: {found.halo}, {found.steps}, {found.padding}. Use its own femur_tf."
         )
     return found

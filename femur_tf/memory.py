@@ -143,7 +143,7 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
     free = max_memory_mb * MEGABYTE - base
     # The sums of the first Dense layer are float32, whatever the towers compute in.
     map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)
-    steps = tuple(int(np.lcm.reduce([s[axis] for s in network.rule.steps])) for axis in range(3))
+    steps = network.rule.common_step
     batch = min(BATCH_BYTES, max(0, free) // (4 * LIVE_MAPS))
     whole = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]
     held = _coarse_bytes(network, whole)
@@ -169,4 +169,4 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
             f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
         )
     x, y, z = block
-    return BlockPlan((x, y, z), steps, map_bytes, holds_coarse, batch)  # type: ignore[arg-type]
+    return BlockPlan((x, y, z), steps, map_bytes, holds_coarse, batch)

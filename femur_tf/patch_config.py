@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 from femur_tf.errors import require
@@ -69,6 +70,21 @@ class PatchConfig:
         """The scale and the plane of each channel of a patch: scale by scale, the planes in the order of `PLANES`."""
         choices: list[PlaneChoice] = list(self.planes) or ["all"] * len(self.scales_mm)
         return tuple(Tower(scale, plane) for scale, choice in enumerate(choices) for plane in self._chosen(choice))
+
+    @property
+    def common_step(self) -> tuple[int, int, int]:
+        """The least common multiple of the steps of all scales, along x, y, z: boxes that start on it cut no cell."""
+        x, y, z = (math.lcm(*column) for column in zip(*self.steps, strict=True))
+        return x, y, z
+
+    @property
+    def widest_steps(self) -> tuple[int, int, int]:
+        """The widest step between samples of any tower along x, y, z; 0 where no tower's plane has the axis."""
+        x, y, z = (
+            max((self.steps[scale][axis] for scale, plane in self.towers if axis in PLANE_AXES[plane][1:]), default=0)
+            for axis in range(3)
+        )
+        return x, y, z
 
     @property
     def channels(self) -> int:

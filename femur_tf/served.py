@@ -22,7 +22,7 @@ import numpy as np
 
 from femur_tf import config, files, messages
 from femur_tf.errors import DataError
-from femur_tf.patch_config import PLANE_AXES, PatchConfig
+from femur_tf.patch_config import PatchConfig
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -61,17 +61,7 @@ class Metadata:
 def halo(rule: PatchConfig) -> Halo:
     """Return how many voxels before and after a box, aligned to all steps, the patches in it read along x, y, z."""
     before, after = rule.size // 2, rule.size - 1 - rule.size // 2
-    reach = [0, 0, 0]
-    for scale, plane in rule.towers:
-        for axis in PLANE_AXES[plane][1:]:
-            reach[axis] = max(reach[axis], rule.steps[scale][axis])
-    x, y, z = ((before * step, after * step) for step in reach)
-    return x, y, z
-
-
-def steps(rule: PatchConfig) -> tuple[int, int, int]:
-    """Return the least common multiple of the steps of all scales, along x, y, z."""
-    x, y, z = (int(np.lcm.reduce(column)) for column in zip(*rule.steps, strict=True))
+    x, y, z = ((before * step, after * step) for step in rule.widest_steps)
     return x, y, z
 
 
@@ -92,7 +82,7 @@ def metadata(bundle: Bundle, name: str, card: str) -> Metadata:
         config.to_dict(bundle.chosen) if bundle.chosen else {},
         rule.padding,
         halo(rule),
-        steps(rule),
+        rule.common_step,
         card,
         files.sha256(bundle.folder / bundles.MODEL),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from femur_tf.patch_config import PLANE_AXES, PatchConfig
+from femur_tf.patch_config import PatchConfig
 
 Span = tuple[int, int]
 """[start, stop) in voxels along an axis."""
@@ -64,11 +64,8 @@ def halos(rule: PatchConfig) -> tuple[Halo, Halo, Halo]:
 
 def _halo(rule: PatchConfig, axis: int) -> Halo:
     """Return the halo along one axis."""
-    multiple = int(np.lcm.reduce([steps[axis] for steps in rule.steps]))
+    multiple, reach = rule.common_step[axis], rule.widest_steps[axis]
     before = rule.size // 2
-    # A plane's first axis in PLANE_AXES is the one across it.
-    steps = [rule.steps[tower.scale][axis] for tower in rule.towers if PLANE_AXES[tower.plane][0] != axis]
-    reach = max(steps, default=0)
     rounded = [-(-cells * reach // multiple) * multiple for cells in (before, rule.size - 1 - before)]
     return Halo(multiple, *rounded)
 

@@ -110,7 +110,7 @@ def test_halo_is_what_the_widest_patch_reads(rule, expected):
 
 @pytest.mark.parametrize(("scales_mm", "expected"), [((0.0,), (1, 1, 1)), ((4.0,), (4, 2, 4)), ((2.0, 3.0), (6, 2, 6))])
 def test_steps_are_the_common_multiple_of_all_scales(scales_mm, expected):
-    assert served.steps(PatchConfig(spacing_mm=(1, 2, 1), scales_mm=scales_mm)) == expected
+    assert PatchConfig(spacing_mm=(1, 2, 1), scales_mm=scales_mm).common_step == expected
 
 
 def test_metadata_says_what_a_client_must_know(run):
@@ -139,7 +139,7 @@ def test_a_log_in_bytes():
 @hypothesis.settings(max_examples=15)
 def test_nothing_beyond_the_halo_is_read(rule, seed):
     rng = np.random.default_rng(seed)
-    steps = served.steps(rule)
+    steps = rule.common_step
     start = [int(step * rng.integers(0, 3)) for step in steps]
     stop = [first + int(step * rng.integers(1, 3)) for first, step in zip(start, steps, strict=True)]
     # Whole cells of every scale, beyond the halo and within it.
@@ -256,4 +256,4 @@ def test_the_check_of_the_servers_files_sees_a_mistake(text):
 
 def test_a_patch_rule_of_one_tower_needs_no_extra_scale():
     rule = dataclasses.replace(RULE, scales_mm=(0.0,), planes=("axial",))
-    assert (served.halo(rule), served.steps(rule)) == (((6, 5), (6, 5), (0, 0)), (1, 1, 1))
+    assert (served.halo(rule), rule.common_step) == (((6, 5), (6, 5), (0, 0)), (1, 1, 1))
