@@ -68,6 +68,16 @@ def test_dense_equals_patch_by_patch_at_every_voxel(spec, shape):
     np.testing.assert_allclose(found, one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)
 
 
+def test_dilated_convolutions_are_computed_as_they_stand():
+    tf = pytest.importorskip("tensorflow")
+    rule = PatchConfig(size=16)
+    network = dense.convert(model.build(ModelConfig(filters=(4, 4), dense=(5,)), rule), rule)
+    planes = tf.TensorSpec((None, 40, 40), tf.uint8)
+    graph = tf.function(lambda p: network.evaluate(p, network.parameters[0])).get_concrete_function(planes).graph
+    # Phases in the batch, and back, would move every map four times.
+    assert not {"SpaceToBatchND", "BatchToSpaceND"} & {operation.type for operation in graph.get_operations()}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_dense_form(name):
     preset = PRESETS[name]
