@@ -30,6 +30,8 @@ PROBES = 20_000
 REFERENCE_PATCHES = 12_288
 BATCHES = (256, 1024, 4096)
 MILLION = 1e6
+BLOCKS = ((384, 47, 384), (384, 8, 384), (192, 47, 192), (96, 47, 96), (48, 48, 48))
+"""Voxels of the blocks that are compared; the first is the whole volume."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,22 @@ def scale_spread(network: Any, least_s: float) -> tuple[float, dict[str, float]]
     return max(found.values()) / min(found.values()) - 1, found
 
 
+def units_by_block(network: Any, grid: np.ndarray) -> dict[str, float]:
+    """Return the units that a volume takes in blocks of several shapes."""
+    from femur_tf import evaluator, memory
+
+    plan, found = memory.plan_blocks(network, grid.shape, config.PredictConfig().max_memory), {}
+    for shape in BLOCKS:
+        blocks = dataclasses.replace(plan, shape=shape)
+
+        def run(blocks: memory.BlockPlan = blocks) -> None:
+            work = evaluator.Evaluator(network, grid, blocks)
+            list(work.fill(np.empty(grid.shape, np.float16), evaluator.whole(grid.shape), None))
+
+        found["x".join(map(str, shape))] = timed(run).units
+    return found
+
+
 def _peak(shape: tuple[int, int, int], max_memory: int, out: Any) -> None:
     """Evaluate a volume in a process of its own and send its peak resident memory, in MB."""
     quiet.start_tensorflow()
@@ -244,6 +262,7 @@ def main(arguments: DenseArguments) -> None:
         changes = dice_changes(bundle, arguments.work)
         line["fast_dice_change"] = max(changes["fast"], changes["fast_bf16"])
         line["bf16_dice_change"] = changes["bf16"]
+    line["units_by_block"] = units_by_block(exact["float32"], grid)
     line["scale_spread"], line["units_per_million_voxels"] = scale_spread(exact["float32"], arguments.scale_s)
     line["peak_mb"] = peak_mb((512, 60, 512), config.PredictConfig().max_memory)
     line["peak_mb_at_1200"] = peak_mb((512, 60, 512), 1200)

@@ -3,7 +3,7 @@
 Example: python -m benchmarks.quality --model work/runs/default --work work/
 
 The cohort is made of the study's training and validation cases; test cases are not read. A case is always judged by
-a cohort without it. A table and one JSON line; docs/segment.md says what the figures mean. Maps are kept in
+a cohort without it. A table and one JSON line; docs/quality.md says what the figures mean. Maps are kept in
 WORK/quality, so that an interrupted run goes on.
 """
 

@@ -1,9 +1,9 @@
 """A trained model with all that is needed to use it, in one folder.
 
 A run folder (`work/runs/NAME`) and a version of a saved model
-(`saved_models/NAME/VERSION/assets.extra`) hold the same three files: `model.keras`,
-`config.json` (what it was made with) and `recipe.json` (how its probabilities become
-a mask).
+(`saved_models/NAME/VERSION/assets.extra`) hold the same files: `model.keras`,
+`config.json` (what it was made with), `recipe.json` (how its logits are calibrated, and
+its probabilities become a mask) and `cohort.json` (what is usual among its cases).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TypeVar
 import keras
 import numpy as np
 
-from femur_tf import config, files, predict, volume
+from femur_tf import calibration, config, files, folding, predict, quality, volume
 from femur_tf.errors import DataError
 
-MODEL, CONFIG, RECIPE = "model.keras", "config.json", "recipe.json"
+MODEL, CONFIG, RECIPE, COHORT = "model.keras", "config.json", "recipe.json", "cohort.json"
 EXTRA = "assets.extra"
 SHIPPED = "femur_t1_coronal"
 """The saved model that comes with the package."""
@@ -42,6 +42,8 @@ class ChosenRecipe:
     """Mean Dice of the first cut-off alone."""
     dice: float
     """Mean Dice of the recipe."""
+    calibration: calibration.Calibration = calibration.NONE
+    """Of the logits of `model.keras`; `load` folds it into the last layer, and the recipe is for what that gives."""
     format_version: int = FORMAT_VERSION
 
 
@@ -54,6 +56,8 @@ class Bundle:
     settings: config.RunConfig
     chosen: ChosenRecipe | None
     """None until `femur_tf.evaluate` has chosen a recipe."""
+    cohort: quality.Cohort | None = None
+    """What is usual, for the quality flag; None until `femur_tf.evaluate` has measured the cases."""
 
     @property
     def recipe(self) -> config.RecipeConfig:
@@ -115,11 +119,12 @@ def _read(kind: type[T], path: Path) -> T:
     return config.from_dict(kind, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
 
 
-def load(folder: Path) -> Bundle:
+def load(folder: Path, *, calibrated: bool = True) -> Bundle:
     """Load the model in `folder`.
 
     Args:
       folder: a run folder, a version of a saved model, or a saved model, whose highest version is taken.
+      calibrated: fold the calibration of `recipe.json`, if any, into the last layer; False to choose it anew.
 
     Raises:
       DataError: there is no model, its files are damaged, or they have another format version.
@@ -134,7 +139,10 @@ def load(folder: Path) -> Bundle:
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
-    return Bundle(place, model, settings, chosen)
+    if calibrated and chosen and chosen.calibration != calibration.NONE:
+        folding.fold(model, chosen.calibration)
+    cohort = _read(quality.Cohort, place / COHORT) if (place / COHORT).exists() else None
+    return Bundle(place, model, settings, chosen, cohort)
 
 
 def working_map(

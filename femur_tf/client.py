@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from femur_tf import command, config, scans, served, tiles, wire
+from femur_tf import command, config, quality, scans, served, tiles, wire
 from femur_tf.errors import DataError
 
 
@@ -78,6 +78,13 @@ def read_recipe(model: served.Metadata, source: str) -> config.RecipeConfig:
     return config.from_dict(config.RecipeConfig, model.recipe.get("recipe"), f"{source}, metadata, recipe")
 
 
+def read_cohort(model: served.Metadata, source: str) -> quality.Cohort | None:
+    """Return what is usual, for the quality flag; None where the model does not say."""
+    if model.cohort is None:
+        return None
+    return config.from_dict(quality.Cohort, model.cohort, f"{source}, metadata, cohort")
+
+
 def probability_map(
     connection: wire.Connection,
     grid: np.ndarray,
@@ -132,6 +139,7 @@ class Client:
     ) -> None:
         self._connection, self._data, self._arguments, self._advance = connection, model.config, arguments, advance
         self._recipe = read_recipe(model, connection.place)
+        self._cohort = read_cohort(model, connection.place)
         self._in_flight = threading.Semaphore(arguments.concurrency)
 
     def segment(self, job: scans.Job) -> scans.Result:
@@ -146,7 +154,8 @@ class Client:
         with self._in_flight:
             start = time.perf_counter()
             found = probability_map(self._connection, scan.working.data, rule, self._advance)
-        return scans.finish(job, scan, found, self._recipe, sides=self._arguments.sides, start=start)
+        sides = self._arguments.sides
+        return scans.finish(job, scan, found, self._recipe, sides=sides, start=start, cohort=self._cohort)
 
     def segment_all(self, todo: Sequence[scans.Job]) -> Iterator[concurrent.futures.Future[scans.Result]]:
         """Yield the result of each scan, in their order; one scan more than are in flight is being prepared.

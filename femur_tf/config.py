@@ -16,6 +16,8 @@ from femur_tf.errors import require
 from femur_tf.patch_config import PLANES as PLANES
 from femur_tf.patch_config import PatchConfig as PatchConfig
 from femur_tf.patch_config import PlaneChoice as PlaneChoice
+from femur_tf.train_config import AugmentConfig as AugmentConfig
+from femur_tf.train_config import TrainConfig as TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,67 +127,6 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of a training patch, made inside the tf.data graph; 0 or False switches one off (our choice)."""
-
-    flip: bool = True
-    """Mirror left-right, in one example of two."""
-    intensity_scale: float = 0.1
-    """Multiply grey values by a factor in [1 - v, 1 + v]."""
-    intensity_shift: float = 0.05
-    """Add a share in [-v, v] of the full range of 255."""
-    rotation_degrees: float = 0.0
-    """Rotate each plane about its centre by an angle in [-v, v]."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.intensity_scale < 1, self, "intensity_scale", "a share in [0, 1)")
-        require(0 <= self.intensity_shift < 1, self, "intensity_shift", "a share in [0, 1)")
-        require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How the network is trained."""
-
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    """(source: SGD with momentum)"""
-    learning_rate: float = 1e-3
-    """(source: 1e-4)"""
-    momentum: float = 0.9
-    """Of SGD; Adam's beta_1 otherwise (our choice)."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """`cosine` falls to a hundredth of the learning rate by the end of the run (source: constant)."""
-    batch: int = 256
-    """Examples a step (source: 256)."""
-    epochs: int = 62
-    """Passes over the records (source: 62)."""
-    minutes: float | None = None
-    """Training time to use instead of epochs: minutes on the GPU, or CPU minutes over the number of cores."""
-    loss: Literal["binary_crossentropy", "weighted", "focal"] = "binary_crossentropy"
-    """Keras's own losses; `weighted` multiplies bone's term by `bone_weight` (source: log-loss)."""
-    bone_weight: float = 1.0
-    """Weight of a bone example with the `weighted` loss."""
-    focal_gamma: float = 2.0
-    """Exponent of the `focal` loss (Lin et al. 2017)."""
-    patience: int = 8
-    """Epochs without a better validation loss after which training stops (our choice)."""
-    mixed_precision: bool = False
-    """Compute in float16 with float32 weights; worth it on a GPU only."""
-    seed: int = 2017
-    augment: AugmentConfig = AugmentConfig()
-
-    def __post_init__(self) -> None:
-        require(0 < self.learning_rate < 10, self, "learning_rate", "a rate in (0, 10)")
-        require(0 <= self.momentum < 1, self, "momentum", "a share in [0, 1)")
-        require(self.batch >= 1, self, "batch", "at least 1")
-        require(self.epochs >= 1, self, "epochs", "at least 1")
-        require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
-        require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
-        require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
-        require(self.patience >= 1, self, "patience", "at least 1 epoch")
-
-
-@dataclasses.dataclass(frozen=True)
 class Step:
     """One step of the post-processing recipe, after the cut-off.
 
@@ -231,7 +172,7 @@ class RunConfig:
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     format_version: int = 1
 
 

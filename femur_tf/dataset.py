@@ -1,21 +1,23 @@
 """Shards -> shuffled, augmented batches (tf.data).
 
-The order of work: draw the order of the shards for this epoch, read sixteen of them
+The order of work: draw the order of the shards for this pass, read sixteen of them
 in turns, shuffle the serialized examples, make batches, then parse and augment a
-whole batch at once. Every draw depends on (seed, epoch) alone, so that the same seed
+whole batch at once. Every draw depends on (seed, pass) alone, so that the same seed
 gives the same order, and a training that goes on at an epoch sees what it would have
-seen. An epoch holds each example once.
+seen. A pass holds each example once. An epoch is a pass, or a given number of steps
+that goes on in the passes where the epoch before ended.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import records
+from femur_tf import draws, records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
@@ -28,11 +30,11 @@ SHUFFLE_BYTES = 256 * 2**20
 """Memory of the shuffle buffer; shards are shuffled when written, so it only has to mix cases."""
 
 
-def _read(shards: list[str], seed: int, epoch: tf.Tensor, shuffle: int) -> tf.data.Dataset:
-    """Return the serialized examples of one epoch, mixed unless `shuffle`, the buffer's length, is 0."""
+def _read(shards: list[str], seed: int, number: tf.Tensor, shuffle: int) -> tf.data.Dataset:
+    """Return the serialized examples of one pass, mixed unless `shuffle`, the buffer's length, is 0."""
     names = tf.constant(shards)
     if shuffle:
-        names = tf.random.experimental.stateless_shuffle(names, seed=tf.stack([tf.cast(seed, tf.int64), epoch]))
+        names = tf.random.experimental.stateless_shuffle(names, seed=tf.stack([tf.cast(seed, tf.int64), number]))
     dataset = tf.data.Dataset.from_tensor_slices(names).interleave(
         tf.data.TFRecordDataset,
         cycle_length=min(READERS, len(shards)),
@@ -40,9 +42,9 @@ def _read(shards: list[str], seed: int, epoch: tf.Tensor, shuffle: int) -> tf.da
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    # In the graph of this epoch: the order would else depend on the seed of the process, too.
+    # In the graph of this pass: the order would else depend on the seed of the process, too.
     tf.random.set_seed(1)
-    return dataset.shuffle(shuffle, seed=epoch + seed * 100_003) if shuffle else dataset
+    return dataset.shuffle(shuffle, seed=number + seed * 100_003) if shuffle else dataset
 
 
 def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.experimental.GenericFunction:
@@ -169,6 +171,50 @@ def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:
     return [there.index(tower) for tower in wanted]
 
 
+def _shuffled(
+    folder: Path, manifest: records.Manifest, part: str, seed: int, *, shuffle: bool
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Return a function from the number of a pass to all serialized examples of a part, in that pass's order."""
+    names = [str(folder / shard.file.name) for shard in manifest.shards(part)]
+    held = manifest.data.patch
+    example_bytes = (held.size + 1) ** 2 * held.channels if manifest.mode == "patches" else 100
+    buffer = min(manifest.count(part), SHUFFLE_BYTES // example_bytes) if shuffle else 0
+    return lambda turn: _read(names, seed, turn, buffer)
+
+
+Finish = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def _finisher(
+    folder: Path,
+    manifest: records.Manifest,
+    part: str,
+    rule: PatchConfig,
+    *,
+    seed: int,
+    training: AugmentConfig | None,
+    bone_share: float | None,
+) -> Finish:
+    """Return a function (batch's number, serialized examples, number of the pass) -> (patch, label)."""
+    held = manifest.data.patch
+    channels = channels_of(rule, held, str(records.manifest_path(folder)))
+    gather = _gather(folder, manifest, part) if manifest.mode == "index" else None
+
+    def finish(number: tf.Tensor, serialized: tf.Tensor, turn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = records.parse(serialized, held, manifest.mode)
+        seeds = tf.stack([turn + seed * 100_003, number])
+        if training and bone_share:
+            places = draws.redraw(example["label"], bone_share, tf.random.fold_in(seeds, 1))
+            example = {name: tf.gather(values, places) for name, values in example.items()}
+        patch = example["patch"] if gather is None else gather(example["case"], example["centre"])
+        if channels != list(range(held.channels)):
+            patch = tf.gather(patch, channels, axis=-1)
+        patch = augment(patch, training, rule, seeds) if training else patch[:, : rule.size, : rule.size]
+        return patch, tf.cast(example["label"], tf.float32)[:, None]
+
+    return finish
+
+
 def batches(
     folder: Path,
     manifest: records.Manifest,
@@ -178,7 +224,10 @@ def batches(
     seed: int = 0,
     rule: PatchConfig | None = None,
     training: AugmentConfig | None = None,
+    bone_share: float | None = None,
     epochs: range = range(1),
+    steps: int | None = None,
+    limit: int | None = None,
 ) -> tf.data.Dataset:
     """Return batches of (patch, label), epoch after epoch.
 
@@ -186,11 +235,14 @@ def batches(
       folder: the records folder.
       manifest: of that folder.
       part: "train", "validation" or "test".
-      batch: examples a batch; the last one of an epoch may be shorter.
+      batch: examples a batch; the last one of a pass may be shorter.
       seed: of the order and of the augmentation.
       rule: the patch rule to give; its scales are among those of the records. None: the records' own.
       training: the augmentation; None gives the examples unchanged and in the shards' order.
+      bone_share: with `training`: the share of bone in a batch; None: as in the records.
       epochs: numbers of the epochs to give.
+      steps: batches an epoch, which goes on in the passes where the epoch before ended; None: a whole pass.
+      limit: without `training`: examples of the part, taken evenly from its cases, always the same; None: all.
 
     Returns:
       A dataset of (N, S, S, C) uint8 and (N, 1) float32, label 1 for bone.
@@ -198,32 +250,28 @@ def batches(
     Raises:
       DataError: the records have no example of that part, or not the patches of `rule`.
     """
-    shards = manifest.shards(part)
-    if not manifest.count(part):
+    examples = manifest.count(part)
+    if not examples:
         raise DataError(f"{folder}: expected examples of the part {part!r}. Received: none. Make a plan that has some.")
-    names = [str(folder / shard.file.name) for shard in shards]
-    held = manifest.data.patch
-    rule = rule or held
-    channels = channels_of(rule, held, str(records.manifest_path(folder)))
-    gather = _gather(folder, manifest, part) if manifest.mode == "index" else None
-    example_bytes = (held.size + 1) ** 2 * held.channels if gather is None else 100
-    buffer = min(manifest.count(part), SHUFFLE_BYTES // example_bytes) if training else 0
+    rule = rule or manifest.data.patch
+    finish = _finisher(folder, manifest, part, rule, seed=seed, training=training, bone_share=bone_share)
+    if limit is None or training:
+        source = _shuffled(folder, manifest, part, seed, shuffle=training is not None)
+    else:
+        chosen = draws.first_of_each_case(folder, manifest, part, limit)
+        examples = sum(count for _, count in chosen)
 
-    def finish(number: tf.Tensor, serialized: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = records.parse(serialized, held, manifest.mode)
-        patch = example["patch"] if gather is None else gather(example["case"], example["centre"])
-        if channels != list(range(held.channels)):
-            patch = tf.gather(patch, channels, axis=-1)
-        if training:
-            patch = augment(patch, training, rule, tf.stack([epoch + seed * 100_003, number]))
-        else:
-            patch = patch[:, : rule.size, : rule.size]
-        return patch, tf.cast(example["label"], tf.float32)[:, None]
+        def source(_turn: tf.Tensor) -> tf.data.Dataset:
+            return draws.concatenated(chosen)
 
-    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        batched = _read(names, seed, epoch, buffer).batch(batch).enumerate()
-        return batched.map(lambda n, s: finish(n, s, epoch), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    a_pass = -(-examples // batch)
+    start, stop = ((steps or a_pass) * number for number in (epochs.start, epochs.stop))
 
-    total = -(-manifest.count(part) // batch) * len(epochs)
-    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
-    return dataset.apply(tf.data.experimental.assert_cardinality(total)).prefetch(tf.data.AUTOTUNE)
+    def one_pass(turn: tf.Tensor) -> tf.data.Dataset:
+        batched = source(turn).batch(batch).enumerate()
+        # Skipped before they are parsed: a run that goes on within a pass starts at once.
+        batched = batched.skip(tf.where(turn == start // a_pass, tf.constant(start % a_pass, tf.int64), 0))
+        return batched.map(lambda n, s: finish(n, s, turn), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    dataset = tf.data.Dataset.range(start // a_pass, -(-stop // a_pass)).flat_map(one_pass).take(stop - start)
+    return dataset.apply(tf.data.experimental.assert_cardinality(stop - start)).prefetch(tf.data.AUTOTUNE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import command, config, files, metrics, postprocess, quiet, recipe, report, study
+from femur_tf import calibration, command, config, files, metrics, postprocess, quiet, recipe, report, study
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
-    from femur_tf.bundle import Bundle
+    from femur_tf.bundle import Bundle, ChosenRecipe
+    from femur_tf.case_maps import CaseMap
 
 
 SPECIFICITY = 0.99
@@ -40,6 +40,8 @@ class EvaluateArguments:
     """How the ROC gives the cut-off: largest Dice (the default), Youden's index, or --specificity."""
     specificity: float | None = None
     """Least specificity over all voxels, with --cutoff specificity; by default 0.99."""
+    cohort: bool = True
+    """On validation, also measure what is usual among training and validation cases, for the quality flag."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +84,6 @@ def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[
     )
 
 
-def _sample(bundle: Bundle, plan: study.Plan, case: study.Case) -> tuple[study.LoadedCase, recipe.Sample]:
-    """Return a case with its probability map, computed once for a model and a working grid and kept beside it."""
-    from femur_tf import bundle as bundles
-    from femur_tf.volume import Volume
-
-    loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
-    model = files.sha256(bundle.folder / bundles.MODEL)[:12]
-    grid = hashlib.sha256(repr(loaded.working.shape).encode() + loaded.working.data.tobytes()).hexdigest()[:12]
-    path = bundle.folder / "maps" / model / f"{case.name}-{grid}.npy"
-    if not path.exists():
-        command.say(f"{case.name}: {' x '.join(map(str, loaded.working.shape))} voxels")
-        with files.whole(path) as temporary:
-            np.save(temporary, bundles.working_map(bundle, loaded.working).data)
-    map_ = Volume(np.load(path), loaded.working.affine)
-    own = bundles.to_own_grid(map_, loaded.image.volume)
-    return loaded, recipe.Sample(own, loaded.reference, loaded.image.volume.spacing_mm)
-
-
 def _mean_row(scores: list[CaseScore]) -> list[str]:
     """Return the table's last row: mean and standard deviation of each column, over the cases that have a value."""
     columns = np.array([dataclasses.astuple(s)[1:] for s in scores], float)
@@ -123,26 +107,53 @@ def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, o
     files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
 
 
-def _choose(
-    bundle: Bundle, names: list[str], samples: list[recipe.Sample], arguments: EvaluateArguments
-) -> config.RecipeConfig:
-    """Choose the recipe and save it in the run folder.
+def _choose(bundle: Bundle, maps: list[CaseMap], arguments: EvaluateArguments) -> ChosenRecipe:
+    """Fit the calibration, choose the recipe for calibrated probabilities, and save both in the run folder.
 
     Raises:
       DataError: the validation cases do not allow the choice asked for.
     """
     from femur_tf import bundle as bundles
 
+    names = tuple(one.loaded.case.name for one in maps)
     method = arguments.cutoff or "dice"
     least = SPECIFICITY if arguments.specificity is None else arguments.specificity
     try:
-        choice = recipe.choose(samples, method=method, specificity=least)
+        fitted = calibration.fit(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]))
+        choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=least)
     except ValueError as error:
         raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
-    chosen = bundles.ChosenRecipe(choice.recipe, method, tuple(names), choice.auc, choice.raw_dice, choice.dice)
+    chosen = bundles.ChosenRecipe(choice.recipe, method, names, choice.auc, choice.raw_dice, choice.dice, fitted)
     files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
     command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
-    return choice.recipe
+    return chosen
+
+
+def _save_cohort(bundle: Bundle, plan: study.Plan, chosen: ChosenRecipe) -> None:
+    """Measure what is usual among training and validation cases, for the quality flag."""
+    from femur_tf import bundle as bundles
+    from femur_tf import case_maps
+
+    found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration)
+    if found is None:
+        command.warn("The quality flag needs two training or validation cases or more: it is left out.")
+        return
+    files.write_json(bundle.folder / bundles.COHORT, config.to_dict(found))
+    command.say(f"Cohort of {found.cases} cases saved: {bundle.folder / bundles.COHORT}")
+
+
+def _reliability(raw: metrics.VoxelCounts, calibrated: metrics.VoxelCounts) -> dict[str, dict[str, object]]:
+    """Return how probabilities compare with the share of bone, before and after calibration."""
+    result: dict[str, dict[str, object]] = {}
+    for name, counts in (("before", raw), ("after", calibrated)):
+        table, doubtful = (calibration.reliability(c) for c in (counts, calibration.doubtful(counts)))
+        result[name] = {
+            "expected_error": calibration.expected_error(table),
+            "expected_error_of_doubtful": calibration.expected_error(doubtful),
+            "brier": calibration.brier(counts),
+            "table": [list(row) for row in zip(*(v.tolist() for v in dataclasses.astuple(table)), strict=True)],
+        }
+    return result
 
 
 def _show_steps(samples: list[recipe.Sample], chosen: config.RecipeConfig) -> None:
@@ -203,30 +214,35 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
+    from femur_tf import case_maps
 
-    bundle = bundles.load(run)
-    chosen = bundle.recipe if arguments.part == "test" else None
-    pairs = [_sample(bundle, plan, case) for case in cases]
-    samples = [sample for _, sample in pairs]
-    if chosen is None:
-        chosen = _choose(bundle, [case.name for case in cases], samples, arguments)
-    masks = [postprocess.apply(s.probability, chosen, spacing_mm=s.spacing_mm) for s in samples]
+    bundle = bundles.load(run, calibrated=False)
+    if arguments.part == "test":
+        _ = bundle.recipe  # raises where none has been chosen
+    maps = [case_maps.read(bundle, plan, case) for case in cases]
+    chosen = bundle.chosen if arguments.part == "test" and bundle.chosen else _choose(bundle, maps, arguments)
+    samples = [one.sample(chosen.calibration) for one in maps]
+    masks = [postprocess.apply(s.probability, chosen.recipe, spacing_mm=s.spacing_mm) for s in samples]
     scores = [
         score(case.name, mask, s.reference, s.spacing_mm) for case, mask, s in zip(cases, masks, samples, strict=True)
     ]
-    _show_steps(samples, chosen)
+    _show_steps(samples, chosen.recipe)
     counts = recipe.count_voxels(samples)
     folder = arguments.work / "reports" / arguments.run
     summary = {
         "run": arguments.run,
         "part": arguments.part,
         "auc": metrics.auc(counts),
-        "recipe": config.to_dict(chosen),
+        "recipe": config.to_dict(chosen.recipe),
+        "calibration": config.to_dict(chosen.calibration),
+        "reliability": _reliability(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]), counts),
     }
     _save(folder, arguments.part, scores, summary)
-    pictured = zip([loaded for loaded, _ in pairs], masks, strict=True)
+    pictured = zip([one.loaded for one in maps], masks, strict=True)
     title = f"{arguments.run}: {arguments.part} cases"
-    _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.cutoff))
+    _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.recipe.cutoff))
+    if arguments.part == "validation" and arguments.cohort:
+        _save_cohort(bundle, plan, chosen)
     return scores
 
 

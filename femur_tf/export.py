@@ -124,7 +124,8 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
         endpoints = write_saved_model(bundle, temporary, metadata)
         extra = temporary / bundles.EXTRA
         extra.mkdir()
-        for name in (bundles.MODEL, bundles.CONFIG, bundles.RECIPE):
+        names = [bundles.MODEL, bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])]
+        for name in names:
             shutil.copyfile(bundle.folder / name, extra / name)
         (extra / CARD).write_text(card)
         served.write_warm_up(extra / served.WARM_UP, to.name, [(e.name, e.example) for e in endpoints])

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from femur_tf import command, config, files, image_io, postprocess, study, volume
+from femur_tf import command, config, files, image_io, postprocess, quality, study, volume
 from femur_tf.errors import DataError
 
 SPACING_RATIO = 1.5
@@ -69,6 +69,7 @@ class Result:
     total_s: float
     """Seconds of the scan after it was read and prepared."""
     mask: Path
+    quality: quality.Quality
 
 
 def jobs(arguments: Wanted) -> tuple[list[Job], bool]:
@@ -204,6 +205,7 @@ def finish(
     *,
     sides: bool,
     start: float,
+    cohort: quality.Cohort | None = None,
 ) -> Result:
     """Make a scan's mask of its map, and write it.
 
@@ -214,6 +216,7 @@ def finish(
       recipe: how the map becomes a mask.
       sides: label left and right.
       start: of the network, on `time.perf_counter`.
+      cohort: what is usual, for the quality flag; None: an empty mask alone is unusual.
 
     Raises:
       DataError: a file could not be written.
@@ -222,16 +225,43 @@ def finish(
     image = scan.image
     own = volume.from_working(probability.astype(np.float32), scan.working.affine, image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
+    judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, recipe.cutoff, cohort)
     labels = postprocess.sides(mask, image.volume.affine) if sides else mask
     if job.probability:
         image_io.write_image(job.probability, own, like=image)
     image_io.write_image(job.mask, labels, like=image)
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
     total_s = time.perf_counter() - start
-    return Result(job.name, cm3, postprocess.count_parts(mask), network_s, total_s, job.mask)
+    return Result(job.name, cm3, postprocess.count_parts(mask), network_s, total_s, job.mask, judged)
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print the table at the end."""
-    rows = [(r.name, f"{r.volume_cm3:.1f}", r.parts, f"{r.network_s:.1f}", f"{r.total_s:.1f}", r.mask) for r in results]
-    command.table("Femur masks", ("scan", "cm3", "parts", "network s", "all s", "file"), rows)
+    """Print the table at the end, and why to look at a mask twice."""
+    rows = [
+        (r.name, f"{r.volume_cm3:.1f}", r.parts, len(r.quality.reasons) or "", f"{r.total_s:.1f}", r.mask)
+        for r in results
+    ]
+    command.table("Femur masks", ("scan", "cm3", "parts", "reasons to look", "all s", "file"), rows)
+    for result in results:
+        if result.quality.flagged:
+            command.warn(f"{result.name}: look at this mask. {'; '.join(result.quality.reasons)}")
+
+
+def write_report(path: Path, results: Sequence[Result]) -> None:
+    """Write what is known of masks as JSON, by name; what the file says of other scans stays.
+
+    Raises:
+      DataError: there is a file that is not such a report.
+    """
+    found = files.read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a report of femur_tf.segment. Received: {type(found).__name__}.")
+    new = {r.name: {"mask": str(r.mask), "parts": r.parts, **r.quality.to_dict()} for r in results}
+    files.write_json(path, found | new)
+
+
+def status(results: Sequence[Result], *, failed: int, strict: bool) -> int:
+    """Return the exit status: 2 where a scan failed, 3 where `strict` and a mask is flagged, else 0."""
+    if failed:
+        return 2
+    return 3 if strict and any(result.quality.flagged for result in results) else 0

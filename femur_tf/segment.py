@@ -39,6 +39,10 @@ class SegmentArguments:
     """Label the patient's left femur 1 and the right one 2, instead of both 1."""
     overwrite: bool = False
     """Replace masks that exist."""
+    report: Path | None = None
+    """Also write what is known of each mask (volume, doubt, reasons to look at it) to a JSON file."""
+    strict: bool = False
+    """Exit with status 3 where there is a reason to look at a mask."""
     verify: int = 0
     """Random voxels to evaluate patch by patch too; the largest difference is printed, a large one is an error."""
     prediction: tyro.conf.OmitArgPrefixes[config.PredictConfig] = dataclasses.field(
@@ -63,11 +67,11 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     start, recipe = time.perf_counter(), bundle.recipe
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify)
-    return scans.finish(job, scan, found.data, recipe, sides=arguments.sides, start=start)
+    return scans.finish(job, scan, found.data, recipe, sides=arguments.sides, start=start, cohort=bundle.cohort)
 
 
 def main(arguments: SegmentArguments) -> int:
-    """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
+    """Segment, and print one table; 2 where a scan of a folder could not be segmented, 3 with --strict for a doubt."""
     todo, is_folder = scans.todo(arguments)
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
@@ -85,8 +89,10 @@ def main(arguments: SegmentArguments) -> int:
             failed += 1
             continue
         results.append(segment(job, prepared, bundle, arguments))
+        if arguments.report:
+            scans.write_report(arguments.report, results)
     scans.show(results)
-    return 2 if failed else 0
+    return scans.status(results, failed=failed, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Metadata:
     model_sha256: str
     """SHA-256 of `model.keras`, in hexadecimal."""
     cohort: dict[str, Any] | None = None
-    """Grey values of the training cohort; None where the run did not keep them."""
+    """The content of `cohort.json`, for the quality flag; None where the run did not keep one."""
     format_version: int = FORMAT_VERSION
 
 
@@ -85,6 +85,7 @@ def metadata(bundle: Bundle, name: str, card: str) -> Metadata:
         rule.common_step,
         card,
         files.sha256(bundle.folder / bundles.MODEL),
+        config.to_dict(bundle.cohort) if bundle.cohort else None,
     )
 
 

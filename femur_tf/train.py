@@ -35,6 +35,10 @@ class TrainArguments:
     """Passes over the records; by default the preset's."""
     minutes: float | None = None
     """Training time to use instead of epochs: minutes on the GPU, or CPU minutes over the number of cores."""
+    mined: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A mined set (data_prep.mine) whose examples are read beside the records; once for each."""
+    start: str | None = None
+    """A run of this study whose weights to start from."""
     mixed_precision: bool = False
     """Compute in float16; worth it on a GPU only."""
     overwrite: bool = False
@@ -86,6 +90,10 @@ def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunCo
         values["train"] |= {"epochs": arguments.epochs, "minutes": None}
     if arguments.minutes is not None:
         values["train"]["minutes"] = arguments.minutes
+    if arguments.mined:
+        values["train"]["mined"] = list(arguments.mined)
+    if arguments.start is not None:
+        values["train"]["start"] = arguments.start
     if arguments.mixed_precision:
         values["train"]["mixed_precision"] = True
     return config.from_dict(config.RunConfig, values, "--set")

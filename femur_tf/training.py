@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from femur_tf import command, config, dataset, files, model, records
+from femur_tf import command, config, dataset, files, mined_records, model, records
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, has_gpu
 from femur_tf.errors import DataError
 
@@ -50,10 +51,34 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
     network.compile(
         optimizer=_optimizer(train),
         loss=focal if train.loss == "focal" else keras.losses.BinaryCrossentropy(),
-        metrics=[keras.metrics.AUC(name="auc"), keras.metrics.F1Score(threshold=0.5, average="micro", name="dice")],
+        metrics=[
+            keras.metrics.AUC(name="auc"),
+            keras.metrics.F1Score(threshold=0.5, average="micro", name="dice"),
+            # Comparable between losses and penalties, which `loss` is not.
+            keras.metrics.BinaryCrossentropy(name="log_loss"),
+        ],
         # XLA trains this network three times slower than oneDNN on a CPU (docs/performance.md).
         jit_compile="auto" if has_gpu() else False,
     )
+    return network
+
+
+def _first(folder: Path, settings: config.RunConfig) -> keras.Sequential:
+    """Return the network that training starts from.
+
+    Raises:
+      DataError: the run to start from is missing, or its network is another.
+    """
+    network, run = compiled(settings), settings.train.start
+    if run is None:
+        return network
+    path = folder.parent / run / "model.keras"
+    if not path.exists():
+        raise DataError(f"{path}: expected the run to start from (--start). Received: no such file.")
+    earlier = keras.saving.load_model(path, compile=False)
+    if [w.shape for w in earlier.weights] != [w.shape for w in network.weights]:
+        raise DataError(f"{path}: expected the network of this run. Received: another. Use the same model settings.")
+    network.set_weights(earlier.get_weights())
     return network
 
 
@@ -61,7 +86,7 @@ def _start(folder: Path, settings: config.RunConfig) -> tuple[keras.Sequential, 
     """Return the model and the state to go on with: those of the last checkpoint, or new ones."""
     found = checkpoints(folder)
     if not found:
-        return compiled(settings), State()
+        return _first(folder, settings), State()
     state = State(**files.read_json(found[-1] / "state.json"))
     keras.utils.set_random_seed(settings.train.seed + state.epoch)
     return keras.saving.load_model(found[-1] / "model.keras"), state
@@ -106,15 +131,44 @@ def announce_device() -> None:
 
 
 def _callbacks(
-    folder: Path, settings: config.TrainConfig, state: State, progress: Progress
+    folder: Path,
+    settings: config.TrainConfig,
+    state: State,
+    progress: Progress,
+    further: Sequence[keras.callbacks.Callback],
 ) -> list[keras.callbacks.Callback]:
     """Return what happens around the epochs. The last one saves what the others decided."""
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience)
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    return [progress, stopping, board, Checkpoint(folder, state, progress, stopping)]
+    return [progress, stopping, board, *further, Checkpoint(folder, state, progress, stopping)]
 
 
-def train(records_folder: Path, folder: Path, settings: config.RunConfig, *, overwrite: bool = False) -> State:
+def _examples(
+    folder: Path, manifest: records.Manifest, settings: config.RunConfig, epochs: range, steps: int
+) -> tuple[Any, Any]:
+    """Return the batches to train with, `steps` an epoch, and those to validate with."""
+    chosen = settings.train
+    batches = functools.partial(dataset.batches, folder, manifest, batch=chosen.batch, rule=settings.data.patch)
+    drawn = batches(
+        "train",
+        seed=chosen.seed,
+        training=chosen.augment,
+        bone_share=chosen.bone_share,
+        epochs=epochs,
+        steps=steps,
+    )
+    return drawn, batches("validation", limit=chosen.validation_examples)
+
+
+def train(
+    records_folder: Path,
+    folder: Path,
+    settings: config.RunConfig,
+    *,
+    overwrite: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    announce: bool = True,
+) -> State:
     """Train a run, or go on with it at its last checkpoint.
 
     Args:
@@ -122,6 +176,8 @@ def train(records_folder: Path, folder: Path, settings: config.RunConfig, *, ove
       folder: of the run.
       settings: everything the run is made with. Its minutes, if any, are those of all starts together.
       overwrite: start anew where there is a run.
+      callbacks: called after those of this loop, before the checkpoint is written.
+      announce: say what the training runs on.
 
     Returns:
       The state at the end, with the history.
@@ -129,7 +185,7 @@ def train(records_folder: Path, folder: Path, settings: config.RunConfig, *, ove
     Raises:
       DataError: no records, records without the patches of the settings, or a run folder made with other settings.
     """
-    manifest = records.read_manifest(records_folder)
+    manifest = mined_records.read_manifest(records_folder, settings.train.mined)
     dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
     if overwrite:
         files.remove(folder)
@@ -141,22 +197,23 @@ def train(records_folder: Path, folder: Path, settings: config.RunConfig, *, ove
         return state
     if state.epoch:
         command.say(f"{folder}: goes on after epoch {state.epoch} ({state.seconds / 60:.1f} min).")
-    announce_device()
+    if announce:
+        announce_device()
     chosen = settings.train
-    batches = functools.partial(dataset.batches, records_folder, manifest, batch=chosen.batch, rule=settings.data.patch)
     epochs = range(state.epoch, chosen.epochs if chosen.minutes is None else ENDLESS)
-    steps = math.ceil(manifest.count("train") / chosen.batch)
+    steps = math.ceil((chosen.epoch_examples or manifest.count("train")) / chosen.batch)
+    drawn, validation = _examples(records_folder, manifest, settings, epochs, steps)
     progress = Progress(chosen, state, steps)
     with progress.display:
         network.fit(
-            batches("train", seed=chosen.seed, training=chosen.augment, epochs=epochs),
-            validation_data=batches("validation"),
+            drawn,
+            validation_data=validation,
             initial_epoch=epochs.start,
             epochs=epochs.stop,
             steps_per_epoch=steps,
             shuffle=False,  # Keras warns otherwise; the dataset shuffles
             class_weight={0: 1.0, 1: chosen.bone_weight} if chosen.loss == "weighted" else None,
-            callbacks=_callbacks(folder, chosen, state, progress),
+            callbacks=_callbacks(folder, chosen, state, progress, callbacks),
             verbose=0,
         )
     return state

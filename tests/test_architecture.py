@@ -15,12 +15,12 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 ROWS = (
-    {"errors", "config", "patch_config", "config_json", "files"},
+    {"errors", "config", "patch_config", "train_config", "config_json", "files"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
     | {"tiles", "measures", "quality", "calibration"},
-    {"image_io", "records", "study", "quiet", "mined_records"},
-    {"dataset", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"},
-    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "recipe"}
+    {"image_io", "records", "study", "quiet", "mined_records", "cost"},
+    {"dataset", "draws", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"},
+    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "case_maps", "recipe"}
     | {"signatures", "served", "export", "wire", "wire_grpc", "wire_rest"},
     {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review", "scans", "reliability_picture"},
 )

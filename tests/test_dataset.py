@@ -216,6 +216,15 @@ def test_a_training_that_goes_on_sees_what_it_would_have_seen(written):
     assert_equal_batches(read(written, training=ALL, seed=5, epochs=range(2, 4)), uninterrupted[12:])
 
 
+@pytest.mark.parametrize(("steps", "batch"), [(2, 32), (4, 32), (5, 60), (7, 50)])  # a pass has 6, 6, 3 and 4 batches
+def test_short_epochs_are_parts_of_one_sequence_of_passes(written, steps, batch):
+    passes = read(written, training=ALL, seed=5, batch=batch, epochs=range(4))
+    found = read(written, training=ALL, seed=5, batch=batch, epochs=range(2), steps=steps)
+    assert_equal_batches(found, passes[: 2 * steps])
+    later = read(written, training=ALL, seed=5, batch=batch, epochs=range(1, 2), steps=steps)
+    assert_equal_batches(later, passes[steps : 2 * steps])
+
+
 def test_a_small_buffer_still_gives_each_example_once(written, monkeypatch):
     whole = identities(read(written, training=OFF))
     monkeypatch.setattr(dataset, "SHUFFLE_BYTES", 10 * 9 * 9 * 6)
@@ -244,6 +253,27 @@ def test_some_towers_of_the_records_can_be_read_alone(written, scales_mm, planes
     rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm, planes=planes)
     for (found, _), (whole, _) in zip(read(written, rule=rule), read(written), strict=True):
         np.testing.assert_array_equal(found, whole[..., channels])
+
+
+def test_a_share_of_bone_is_drawn_anew_in_each_batch(written):
+    labels = [label for _, label in read(written, training=OFF, seed=5, batch=90, bone_share=0.5)]
+    assert [len(label) for label in labels] == [90, 90]
+    assert [label.sum() for label in labels] == [45, 45]
+    first, again = (read(written, training=ALL, seed=5, bone_share=0.7) for _ in range(2))
+    assert_equal_batches(first, again)
+
+
+def test_a_share_of_bone_is_the_same_in_index_mode(written, tmp_path):
+    index = (tmp_path / "records", tiny.write_all(tmp_path, mode="index"))
+    options = {"training": ALL, "seed": 7, "bone_share": 0.2}
+    assert_equal_batches(read(index, **options), read(written, **options))
+
+
+@pytest.mark.parametrize(("limit", "each"), [(7, (4, 3)), (8, (4, 4)), (70, (35, 35)), (1000, (90, 90))])
+def test_a_limit_takes_the_first_examples_of_each_case_evenly(written, parsed, limit, each):
+    found = identities(read(written, batch=1000, limit=limit))
+    patches = parsed["patch"][:, :8, :8]
+    assert found == [patch.tobytes() for patch in (*patches[: each[0]], *patches[90 : 90 + each[1]])]
 
 
 @pytest.mark.parametrize(

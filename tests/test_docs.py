@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.hard_examples import MiningConfig
 from femur_tf.config import PredictConfig
 from femur_tf.wire import ServerConfig
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "plan": ("data_prep.plan", "PlanArguments"),
     "write_records": ("data_prep.write_records", "WriteArguments"),
     "records": ("femur_tf.records", "CheckArguments"),
+    "mine": ("data_prep.mine", "MineArguments"),
     "train": ("femur_tf.train", "TrainArguments"),
     "evaluate": ("femur_tf.evaluate", "EvaluateArguments"),
     "segment": ("femur_tf.segment", "SegmentArguments"),
@@ -39,6 +41,9 @@ def test_a_commands_page_has_its_flags_and_no_others(page, module, name):
         fields = [*(f for f in fields if f.name != "prediction"), *dataclasses.fields(PredictConfig)]
     if name == "ClientArguments":  # nor have those of its connection
         fields = [*(f for f in fields if f.name != "connection"), *dataclasses.fields(ServerConfig)]
+    if name == "MineArguments":
+        kept = [f for f in fields if f.name not in ("mining", "prediction")]
+        fields = [*kept, *dataclasses.fields(MiningConfig), *dataclasses.fields(PredictConfig)]
     flags = {"--" + field.name.replace("_", "-") for field in fields if field.name not in POSITIONAL}
     assert _flags_in_table((ROOT / "docs" / f"{page}.md").read_text()) == flags
 

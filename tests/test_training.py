@@ -166,7 +166,8 @@ def test_the_history_has_a_row_an_epoch(uninterrupted):
     found = rows(folder)
     assert [int(row["epoch"]) for row in found] == [1, 2, 3]
     assert list(found[0]) == [
-        "epoch", "seconds", "learning_rate", "auc", "dice", "loss", "val_auc", "val_dice", "val_loss"
+        "epoch", "seconds", "learning_rate", "auc", "dice", "log_loss", "loss",
+        "val_auc", "val_dice", "val_log_loss", "val_loss",
     ]  # fmt: skip
     assert [float(row["val_loss"]) for row in found] == [row["val_loss"] for row in state.history]
 
@@ -257,6 +258,33 @@ def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_pat
     assert state.finished
     assert state.waited >= 2
     assert state.epoch < 10
+
+
+def test_short_epochs_go_on_where_the_one_before_ended(written, tmp_path):
+    short = settings(epoch_examples=100, validation_examples=30, bone_share=0.5, epochs=4)
+    with killed_after(2), pytest.raises(Killed):
+        training.train(written, tmp_path / "killed", short)
+    resumed = training.train(written, tmp_path / "killed", short)
+    whole = training.train(written, tmp_path / "whole", short)
+    for row, known in zip(resumed.history, whole.history, strict=True):
+        assert row["loss"] == pytest.approx(known["loss"], abs=1e-5)
+        assert row["val_loss"] == pytest.approx(known["val_loss"], abs=1e-5)
+
+
+def test_log_loss_leaves_out_the_penalty(written, tmp_path):
+    network = dataclasses.replace(MODEL, l2=1.0)
+    (row,) = training.train(written, tmp_path / "run", settings(network, epochs=1)).history
+    assert row["val_loss"] > row["val_log_loss"] + 1
+
+
+def test_further_callbacks_act_before_the_checkpoint_is_written(written, tmp_path, capsys):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    state = training.train(written, tmp_path / "run", settings(), callbacks=[Stop()], announce=False)
+    assert (state.epoch, state.finished) == (1, True)
+    assert "GPU" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

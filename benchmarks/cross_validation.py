@@ -1,0 +1,88 @@
+"""How the `default` network does on cases that it has not seen: folds of a study's training and validation cases.
+
+Example: python -m benchmarks.cross_validation work/ --minutes 10
+
+Each fold is left out once, as the test part of a study of its own (WORK/folds/): another case chooses the recipe, the
+others train. Test cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import derived
+from data_prep import split
+from femur_tf import command, quiet, study
+from femur_tf.errors import DataError
+
+NAMES = ("dice", "ppv", "sensitivity", "surface_mm")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldsArguments:
+    """Cross-validate the `default` network on the training and validation cases of a study.
+
+    Example: python -m benchmarks.cross_validation work/ --minutes 10
+    """
+
+    work: command.Work
+    folds: int = 3
+    minutes: float = 10.0
+    """Of training, each fold: minutes on the GPU, or CPU minutes over the number of cores."""
+    seed: int = 2017
+    """Of the assignment of cases to folds."""
+    processes: int = 2
+    """Cases whose records are written side by side."""
+
+
+def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.Part]]:
+    """Return the parts of each fold's study.
+
+    Args:
+      names: of the cases; a case is a patient.
+      count: number of folds.
+      seed: of their order.
+
+    Raises:
+      DataError: fewer than two folds, or folds that leave fewer than two cases to train and to choose with.
+    """
+    if not 2 <= count <= len(names) or len(names) - -(-len(names) // count) < 2:
+        raise DataError(f"--folds: expected 2 or more, and two cases outside each. Received: {count} of {len(names)}.")
+    order = sorted(names, key=lambda name: split.place(name, seed))
+    result = []
+    for number in range(count):
+        left_out = set(order[number::count])
+        rest = [name for name in order if name not in left_out]
+        chosen = set(rest[: derived.validation_count(len(rest))])
+        parts: dict[str, study.Part] = {
+            n: "test" if n in left_out else "validation" if n in chosen else "train" for n in order
+        }
+        result.append(parts)
+    return result
+
+
+def main(arguments: FoldsArguments) -> None:
+    """Train and score every fold; print a table and one JSON line."""
+    names = [case.name for case in study.read_plan(arguments.work).cases if case.part != "test"]
+    found = folds(names, arguments.folds, arguments.seed)
+    quiet.start_tensorflow()
+    rows = []
+    for number, parts in enumerate(found):
+        folder = arguments.work / "folds" / f"{arguments.folds}-{number}-{arguments.minutes:g}min-{arguments.seed}"
+        derived.derive(arguments.work, folder, parts)
+        rows += derived.scores(folder, arguments.minutes, arguments.processes)
+    table = np.array([[row[name] for name in NAMES] for row in rows], float)
+    mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=1)
+    lines = [(row["case"], *(f"{v:.3f}" for v in values)) for row, values in zip(rows, table, strict=True)]
+    lines.append(("mean", *(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, deviation, strict=True))))
+    command.table(f"{arguments.folds} folds of {len(names)} cases", ("case", *NAMES), sorted(lines[:-1]) + lines[-1:])
+    line = {name: {"mean": float(m), "sd": float(d)} for name, m, d in zip(NAMES, mean, deviation, strict=True)}
+    command.say(json.dumps(line | {"cases": {row["case"]: row["dice"] for row in rows}}))
+
+
+if __name__ == "__main__":
+    command.run(main, FoldsArguments)

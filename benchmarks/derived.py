@@ -1,0 +1,73 @@
+"""Studies derived from a study: the same cases in other parts, the whole line from records to scores.
+
+A derived study is an ordinary work folder below the study's own, made, trained and evaluated by the same code. A killed
+run goes on where it stopped; records, the bulk of it, are removed when the scores are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep import write_records
+from femur_tf import command, config, evaluate, files, records, study
+
+PRESET = "default"
+SHARE = 6
+"""One case of so many, and at least one, serves for validation."""
+
+
+def validation_count(cases: int) -> int:
+    """Return how many of some cases serve for validation.
+
+    Example:
+      >>> [validation_count(n) for n in (2, 3, 6, 8, 11)]
+      [1, 1, 1, 1, 2]
+    """
+    return max(1, round(cases / SHARE))
+
+
+def derive(work: Path, folder: Path, parts: Mapping[str, study.Part]) -> None:
+    """Write the plan of a derived study, with the patch rule of the `default` preset.
+
+    Args:
+      work: the study.
+      folder: of the derived one.
+      parts: the part of each case that it takes.
+    """
+    plan = study.read_plan(work)
+    cases = tuple(dataclasses.replace(case, part=parts[case.name]) for case in plan.cases if case.name in parts)
+    patch = config.PRESETS[PRESET].patch(plan.data.patch)
+    derived = study.Plan(cases, dataclasses.replace(plan.data, patch=patch), plan.label)
+    files.write_json(study.plan_path(folder), config.to_dict(derived))
+
+
+def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]:
+    """Train a derived study, choose its recipe on its validation cases and score its test cases, once.
+
+    Args:
+      folder: the derived study.
+      minutes: of training.
+      processes: that write records.
+
+    Returns:
+      One row of `reports/default/test.json` for each test case.
+    """
+    found = folder / "reports" / PRESET / "test.json"
+    if not found.exists():
+        from femur_tf import training
+
+        manifest = write_records.write(folder, processes=processes)
+        preset = config.PRESETS[PRESET]
+        train = dataclasses.replace(preset.train, minutes=minutes)
+        run = config.RunConfig(manifest.data, preset.model, train)
+        training.train(study.records_path(folder), study.run_path(folder, PRESET), run)
+        evaluate.main(evaluate.EvaluateArguments(folder, cohort=False))
+        evaluate.main(evaluate.EvaluateArguments(folder, part="test"))
+    if records.manifest_path(study.records_path(folder)).exists():
+        files.remove(study.records_path(folder))
+    rows: list[dict[str, Any]] = files.read_json(found)["cases"]
+    command.say(f"{folder.name}: " + "  ".join(f"{row['case']} {row['dice']:.3f}" for row in rows))
+    return rows

@@ -1,0 +1,170 @@
+"""What flaws of the reference masks cost: how far each is shifted, or drawn too thick or too thin, beside its scan.
+
+Example: python -m benchmarks.label_ceiling work/  (after benchmarks.cross_validation)
+
+A network that is trained on many cases draws the average annotator's contour where it has not seen a case. So for each
+left-out case of the folds two things that an annotator does to a whole case are undone: a shift in the plane of the
+slices, and a contour that lies inside or outside the usual one (another cut-off). What the Dice gains is what these
+flaws cost, at most: the network's own systematic errors are undone with them, and the best of many values is taken.
+`ends` is what is lost in slices where only one of the two masks has bone. A table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from femur_tf import command, metrics, postprocess, quiet, study
+from femur_tf.errors import DataError
+
+if TYPE_CHECKING:
+    from femur_tf.recipe import Sample
+
+SHIFTS = range(-3, 4)
+"""Voxels, along each axis of the slices."""
+ODDS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
+"""What the odds of the cut-off are multiplied by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CeilingArguments:
+    """Estimate what flaws of the reference masks cost, from the left-out cases of a cross-validation.
+
+    Example: python -m benchmarks.label_ceiling work/
+    """
+
+    work: command.Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """Dice of one case: as it is, and with flaws undone."""
+
+    dice: float
+    shifted: float
+    """With the best shift."""
+    thickened: float
+    """With the best cut-off."""
+    both: float
+    shift: tuple[int, int]
+    """Voxels, along the axes of the slices, by which the reference is moved."""
+    odds: float
+    """What the odds of the cut-off are multiplied by."""
+    ends: float
+    """Dice where only slices count in which both masks have bone, less `dice`."""
+
+
+def moved(mask: np.ndarray, shift: tuple[int, int], axes: tuple[int, int]) -> np.ndarray:
+    """Return a mask moved within its slices; what leaves the volume is lost."""
+    result = np.zeros_like(mask)
+    source, target = [slice(None)] * 3, [slice(None)] * 3
+    for axis, by in zip(axes, shift, strict=True):
+        length = mask.shape[axis]
+        source[axis], target[axis] = slice(max(0, -by), length - max(0, by)), slice(max(0, by), length - max(0, -by))
+    result[tuple(target)] = mask[tuple(source)]
+    return result
+
+
+def cutoff_of(cutoff: float, odds: float) -> float:
+    """Return the cut-off whose odds are so many times those of another.
+
+    Example:
+      >>> cutoff_of(0.5, 4.0)
+      0.8
+    """
+    return odds * cutoff / (1 - cutoff + odds * cutoff)
+
+
+def _without_ends(mask: np.ndarray, reference: np.ndarray, across: int) -> float:
+    """Return the Dice in slices in which both masks have bone."""
+    others = tuple(axis for axis in range(3) if axis != across)
+    both = mask.any(axis=others) & reference.any(axis=others)
+    return metrics.dice(mask.compress(both, axis=across), reference.compress(both, axis=across))
+
+
+def ceiling(masks: dict[float, np.ndarray], reference: np.ndarray, across: int) -> Ceiling:
+    """Undo flaws of one case.
+
+    Args:
+      masks: what is found, for each of some multiples of the cut-off's odds, 1 among them.
+      reference: bool, the same shape.
+      across: the axis across the slices.
+    """
+    first, second = (axis for axis in range(3) if axis != across)
+    shifts = list(itertools.product(SHIFTS, SHIFTS))
+    moves = {shift: moved(reference, shift, (first, second)) for shift in shifts}
+    table = {(odds, s): metrics.dice(mask, moves[s]) for odds, mask in masks.items() for s in shifts}
+    best = max(table, key=lambda key: table[key])
+    return Ceiling(
+        dice=table[1, (0, 0)],
+        shifted=max(table[1, s] for s in shifts),
+        thickened=max(table[odds, (0, 0)] for odds in masks),
+        both=table[best],
+        shift=best[1],
+        odds=best[0],
+        ends=_without_ends(masks[1], reference, across) - table[1, (0, 0)],
+    )
+
+
+def _cropped(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Return map and reference around the bone, with room for a shift; shifts of the whole volume would take long."""
+    found = np.argwhere(sample.reference | (sample.probability > 1e-3))
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    box = tuple(slice(max(0, a - 4), b + 4) for a, b in zip(low, high, strict=True))
+    return sample.probability[box], sample.reference[box]
+
+
+def left_out(work: Path) -> Iterable[tuple[str, Ceiling]]:
+    """Yield each left-out case of the folds of a study.
+
+    Raises:
+      DataError: there are no folds with scores.
+    """
+    from femur_tf import bundle as bundles
+    from femur_tf import case_maps
+
+    folders = sorted(path.parents[2] for path in (work / "folds").glob("*/reports/*/test.json"))
+    if not folders:
+        raise DataError(f"{work / 'folds'}: expected folds. Run first: python -m benchmarks.cross_validation {work}")
+    for folder in folders:
+        plan = study.read_plan(folder)
+        bundle = bundles.load(study.run_path(folder, "default"), calibrated=False)
+        chosen = bundle.chosen
+        if chosen is None:
+            raise DataError(f"{bundle.folder}: expected a recipe. Run benchmarks.cross_validation again.")
+        for case in plan.part("test"):
+            sample = case_maps.read(bundle, plan, case).sample(chosen.calibration)
+            probability, reference = _cropped(sample)
+            recipes = {
+                odds: dataclasses.replace(chosen.recipe, cutoff=cutoff_of(chosen.recipe.cutoff, odds)) for odds in ODDS
+            }
+            masks = {
+                odds: postprocess.apply(probability, recipe, spacing_mm=sample.spacing_mm)
+                for odds, recipe in recipes.items()
+            }
+            yield case.name, ceiling(masks, reference, int(np.argmax(sample.spacing_mm)))
+
+
+def main(arguments: CeilingArguments) -> None:
+    """Print a table and one JSON line."""
+    quiet.start_tensorflow()
+    found = dict(command.track(left_out(arguments.work), "cases"))
+    names = ("dice", "shifted", "thickened", "both", "ends")
+    rows = [
+        (case, *(f"{getattr(c, n):.3f}" for n in names), f"{c.shift[0]}, {c.shift[1]}", f"{c.odds:g}")
+        for case, c in sorted(found.items())
+    ]
+    means = {name: float(np.mean([getattr(c, name) for c in found.values()])) for name in names}
+    rows.append(("mean", *(f"{value:.3f}" for value in means.values()), "", ""))
+    command.table("Flaws undone", ("case", *names, "shift", "odds"), rows)
+    command.say(json.dumps(means | {"cases": {case: dataclasses.asdict(c) for case, c in sorted(found.items())}}))
+
+
+if __name__ == "__main__":
+    command.run(main, CeilingArguments)

@@ -1,0 +1,128 @@
+"""Cross-validation, learning curve and label ceiling: which case does what, and what undoing a flaw gives."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from benchmarks import cross_validation, derived, label_ceiling, learning_curve
+from femur_tf import config, files, study
+from femur_tf.errors import DataError
+
+NAMES = [f"hip_{number:02d}" for number in range(1, 12)]
+
+
+def cases(test=2):
+    """Return cases of a study, some of them for the test."""
+    parts = ["train"] * len(NAMES) + ["test"] * test
+    return [study.Case(f"hip_{n + 1:02d}", "", "", part) for n, part in enumerate(parts)]
+
+
+def test_each_case_is_left_out_once():
+    found = cross_validation.folds(NAMES, 3, seed=1)
+    left_out = [name for parts in found for name, part in parts.items() if part == "test"]
+    assert sorted(left_out) == NAMES
+    for parts in found:
+        assert sorted(parts) == NAMES
+        assert list(parts.values()).count("validation") == 1
+        assert list(parts.values()).count("train") >= 6
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_folds_that_cannot_be_are_refused(count):
+    with pytest.raises(DataError, match=f"--folds: expected 2 or more.*Received: {count} of 11"):
+        cross_validation.folds(NAMES, count, seed=1)
+
+
+def test_folds_that_leave_too_few_are_refused():
+    with pytest.raises(DataError, match="two cases outside each"):
+        cross_validation.folds(NAMES[:2], 2, seed=1)
+
+
+def test_a_larger_study_holds_the_smaller_one():
+    small, large = (learning_curve.parts_of(cases(), count, seed=1) for count in (3, 11))
+    assert set(small) <= set(large)
+    assert list(small.values()).count("train") == 2
+    assert list(large.values()).count("validation") == 2
+    assert [name for name, part in large.items() if part == "test"] == ["hip_12", "hip_13"]
+
+
+@pytest.mark.parametrize(("count", "test"), [(1, 2), (12, 2), (3, 0)])
+def test_numbers_of_cases_that_cannot_be_are_refused(count, test):
+    with pytest.raises(DataError, match="expected 2 to 11 cases, and a test case"):
+        learning_curve.parts_of(cases(test), count, seed=1)
+
+
+def test_a_derived_study_has_the_presets_rule_and_the_parts_asked_for(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    derived.derive(tmp_path, tmp_path / "one", {"hip_01": "train", "hip_03": "test"})
+    found = study.read_plan(tmp_path / "one")
+    assert [(case.name, case.part) for case in found.cases] == [("hip_01", "train"), ("hip_03", "test")]
+    assert found.data.patch == config.PRESETS["default"].patch(plan.data.patch)
+    assert found.data.sampling == plan.data.sampling
+
+
+def test_scores_that_are_there_are_not_made_again(tmp_path):
+    rows = [{"case": "hip_03", "dice": 0.9}]
+    files.write_json(tmp_path / "reports" / "default" / "test.json", {"cases": rows})
+    assert derived.scores(tmp_path, 1.0, 1) == rows
+
+
+def square(shape=(20, 3, 20), low=6, high=14):
+    """Return a mask of a square in each slice of the middle axis."""
+    mask = np.zeros(shape, bool)
+    mask[low:high, :, low:high] = True
+    return mask
+
+
+def test_a_mask_is_moved_within_its_slices():
+    found = label_ceiling.moved(square(), (2, -1), (0, 2))
+    assert np.argwhere(found).min(axis=0).tolist() == [8, 0, 5]
+    assert found.sum() == square().sum()
+    np.testing.assert_array_equal(label_ceiling.moved(square(), (0, 0), (0, 2)), square())
+
+
+def test_a_shift_is_found_and_undone():
+    masks = {1: square()}
+    found = label_ceiling.ceiling(masks, label_ceiling.moved(square(), (2, -1), (0, 2)), across=1)
+    assert found.shift == (-2, 1)
+    assert found.shifted == found.both == 1.0
+    assert found.dice == found.thickened < 0.8
+
+
+def test_a_thick_contour_is_found_and_undone():
+    masks = {1: square(), 0.25: square(low=5, high=15)}
+    found = label_ceiling.ceiling(masks, square(low=5, high=15), across=1)
+    assert (found.odds, found.shift, found.both) == (0.25, (0, 0), 1.0)
+    assert found.thickened == 1.0 > found.dice
+
+
+def test_slices_of_one_mask_alone_are_the_ends():
+    reference = square()
+    reference[:, 0] = False
+    found = label_ceiling.ceiling({1: square()}, reference, across=1)
+    assert found.dice == pytest.approx(0.8)
+    assert found.ends == pytest.approx(0.2)
+
+
+def test_a_ceiling_needs_folds(tmp_path):
+    with pytest.raises(DataError, match=r"expected folds. Run first: python -m benchmarks.cross_validation"):
+        next(iter(label_ceiling.left_out(tmp_path)))
+
+
+@pytest.mark.slow
+def test_folds_then_their_ceiling(tmp_path, monkeypatch, capsys):
+    tiny.write_study(tmp_path)
+    small = config.Preset(config.ModelConfig(filters=(4,), dense=(8,)), config.TrainConfig(batch=32), (0.0,))
+    monkeypatch.setitem(config.PRESETS, "default", small)
+    arguments = cross_validation.FoldsArguments(tmp_path, minutes=0.05, processes=1)
+    cross_validation.main(arguments)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(found["cases"]) == ["hip_01", "hip_02", "hip_03"]
+    assert found["dice"]["mean"] > 0.5
+    assert not list(tmp_path.glob("folds/*/records"))
+    label_ceiling.main(label_ceiling.CeilingArguments(tmp_path))
+    ceiling = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert ceiling["dice"] == pytest.approx(found["dice"]["mean"], abs=1e-6)
+    assert ceiling["both"] >= ceiling["shifted"] >= ceiling["dice"]

@@ -1,0 +1,94 @@
+"""From evaluation to a flagged mask: calibration and cohort are chosen once, and every later command uses them."""
+
+import json
+
+import bright
+import nibabel
+import numpy as np
+import pytest
+import tiny
+
+from femur_tf import bundle, calibration, config, evaluate, export, files, quality, scans, segment, study
+from femur_tf.errors import DataError
+
+HALF = 2e-3
+"""Kept maps are float16, and are calibrated after that; the folded network is calibrated before."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flag")
+    tiny.write_study(folder, rule=bright.RULE)
+    bright.save_run(study.run_path(folder, "default"), chosen=None)
+    evaluate.main(evaluate.EvaluateArguments(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(work):
+    return study.run_path(work, "default")
+
+
+def segmented(tmp_path, data, model, **options):
+    scan = bright.save(tmp_path / "scan.nii.gz", data)
+    arguments = segment.SegmentArguments(scan, tmp_path / "mask.nii.gz", model, overwrite=True, **options)
+    return segment.main(arguments)
+
+
+def test_evaluation_writes_the_calibration_and_the_cohort(work, run):
+    chosen = config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
+    assert chosen.calibration != calibration.NONE
+    assert config.load(quality.Cohort, run / bundle.COHORT).cases == 3  # the test case is left out
+    found = json.loads((work / "reports/default/validation.json").read_text())["reliability"]
+    assert found["after"]["expected_error"] <= found["before"]["expected_error"]
+
+
+def test_a_loaded_model_is_calibrated(run):
+    raw, calibrated = bundle.load(run, calibrated=False), bundle.load(run)
+    grid = study.prepare(study.volume.Volume(tiny.scan("a"), np.diag([*tiny.SPACING_MM, 1.0])), raw.settings.data)
+    one, other = (bundle.working_map(each, grid).data for each in (raw, calibrated))
+    np.testing.assert_allclose(calibration.apply(one, raw.chosen.calibration), other, atol=HALF)
+    assert np.abs(one.astype(float) - other).max() > 10 * HALF
+
+
+def test_evaluating_again_chooses_the_same(work, run):
+    before = (run / bundle.RECIPE).read_text()
+    evaluate.main(evaluate.EvaluateArguments(work, cohort=False))
+    assert (run / bundle.RECIPE).read_text() == before
+
+
+def test_an_exported_model_keeps_the_cohort_and_is_calibrated_once(tmp_path, run):
+    version = export.export(bundle.load(run), tmp_path / "femur")
+    exported, original = bundle.load(tmp_path / "femur"), bundle.load(run)
+    assert exported.cohort == original.cohort
+    for one, other in zip(exported.model.get_weights(), original.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert version.name == "1"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [(lambda data: data, 0), (lambda data: 400 - data, 3), (lambda data: data * 0, 3)]
+)
+def test_strict_tells_an_unusual_scan_by_its_exit_status(tmp_path, run, capsys, change, status):
+    data = change(nibabel.load(run.parents[1] / "images/hip_01.nii.gz").get_fdata()).astype(np.int16)
+    assert segmented(tmp_path, data, run, strict=True, report=tmp_path / "report.json") == status
+    assert segmented(tmp_path, data, run) == 0
+    entry = files.read_json(tmp_path / "report.json")["scan"]
+    assert entry["flagged"] == bool(status)
+    shown = capsys.readouterr()
+    assert ("look at this mask" in shown.err) == bool(status)
+    for reason in entry["reasons"]:
+        assert reason in shown.err
+
+
+def test_a_report_keeps_other_scans(tmp_path, run):
+    report = tmp_path / "report.json"
+    files.write_json(report, {"other": {"flagged": False}})
+    segmented(tmp_path, tiny.scan("a"), run, report=report)
+    assert set(files.read_json(report)) == {"other", "scan"}
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path):
+    files.write_json(tmp_path / "list.json", [1])
+    with pytest.raises(DataError, match="expected a report"):
+        scans.write_report(tmp_path / "list.json", [])
