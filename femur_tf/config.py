@@ -188,7 +188,7 @@ class PredictConfig:
     """Evaluate every eighth voxel or so first, then only where these leave doubt; the rest keeps the first values."""
     body_only: bool = False
     """Leave out planes at the volume's sides that show no body; they get probability 0. Not with `fast`."""
-    fast_threshold: float = 0.3
+    fast_threshold: float = 0.13
     """With `fast`: a first probability at or above it, or a neighbour's, leaves doubt."""
 
     def __post_init__(self) -> None:

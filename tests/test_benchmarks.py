@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bright
 import pytest
+import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,3 +23,21 @@ def test_the_pipeline_benchmark_prints_one_json_line():
     assert {"cut_per_s", "write_per_s", "read_per_s", "input_wait_fraction"} <= found.keys()
     assert all(found[name] > 0 for name in found)
     assert found["input_wait_fraction"] < 1
+
+
+@pytest.mark.slow
+def test_the_serving_benchmark_loses_nothing(tmp_path):
+    pytest.importorskip("tensorflow_serving")
+    from femur_tf import bundle, export
+
+    export.export(bundle.load(bright.save_run(tmp_path / "run")), tmp_path / "femur")
+    bright.save(tmp_path / "images" / "hip_01.nii.gz", tiny.scan("hip_01"))
+    flags = ["--model", tmp_path / "femur", "--data", tmp_path, "--phantoms", "0", "--repeats", "1"]
+    flags += ["--clients", "3", "--requests", "12"]
+    words = [sys.executable, "-m", "benchmarks.serving", *map(str, flags)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["lost"], found["wrong"], found["masks_equal"], found["cases"]) == (0, 0, True, 1)
+    assert 1.0 <= found["bytes_per_voxel"] <= 1.1
