@@ -2,7 +2,9 @@
 
 Example: python -m benchmarks.results DATA, or: make results DATA=DIR
 
-DATA holds `images/NAME.nii.gz` and `masks/NAME.nii.gz`. A table, and one JSON line.
+DATA holds `images/NAME.nii.gz` and `masks/NAME.nii.gz`. A table, and one JSON line. --pictures DIR draws what the
+source does: a case (Figure 2), the ROC (Figure 3) and the measures as bars (Figure 4); and the reliability of the
+probabilities before and after calibration. Pictures of cases show the scans: they are for your eyes.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
 from data_prep import cohort
-from femur_tf import command, evaluate, metrics, postprocess, quiet, study
+from femur_tf import calibration, command, evaluate, files, metrics, postprocess, quiet, study
 from femur_tf.errors import DataError
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
 
 TEST = "17,19,20,22"
 """The test cases of the fixed split of the shared hip scans, by the number their names end with."""
@@ -36,6 +41,8 @@ class ResultsArguments:
     """A saved model or a run; by default the one that is shipped."""
     cases: str = TEST
     """The numbers that the cases' names end with, separated by commas."""
+    pictures: Path | None = None
+    """Folder to write pictures to; those of an earlier run are replaced."""
 
 
 def chosen(data: Path, numbers: str) -> list[study.Case]:
@@ -54,6 +61,35 @@ def chosen(data: Path, numbers: str) -> list[study.Case]:
     return found
 
 
+def draw(
+    folder: Path, bundle: Bundle, scores: list[evaluate.CaseScore], counts: metrics.VoxelCounts, cases: dict[str, bytes]
+) -> None:
+    """Write the pictures.
+
+    Args:
+      folder: where to.
+      bundle: the model.
+      scores: of the cases.
+      counts: their voxels by calibrated probability.
+      cases: the picture of each.
+    """
+    from femur_tf import pictures, reliability_picture
+
+    fitted = bundle.chosen.calibration if bundle.chosen else calibration.NONE
+    before = calibration.mapped(counts, calibration.inverse(fitted))
+    tables = {"before": calibration.reliability(before), "after calibration": calibration.reliability(counts)}
+    measures = {name: [getattr(s, name) for s in scores] for name in ("dice", "ppv", "sensitivity", "specificity")}
+    drawn = {
+        "roc": pictures.roc_png(metrics.curve(counts), metrics.auc(counts), bundle.recipe.cutoff),
+        "bars": pictures.bars_png(measures),
+        "reliability": reliability_picture.reliability_png(tables),
+    } | {f"case_{name}": picture for name, picture in cases.items()}
+    for name, picture in drawn.items():
+        with files.whole(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(picture)
+    command.say(f"{len(drawn)} pictures: {folder}")
+
+
 def main(arguments: ResultsArguments) -> None:
     """Segment and score each case; print a table and one JSON line."""
     quiet.start_tensorflow()
@@ -61,7 +97,7 @@ def main(arguments: ResultsArguments) -> None:
 
     bundle = bundles.load(arguments.model or bundles.shipped())
     plan = study.Plan(tuple(chosen(arguments.data, arguments.cases)), bundle.settings.data)
-    scores, counts = [], metrics.VoxelCounts()
+    scores, counts, cases = [], metrics.VoxelCounts(), {}
     for case in command.track(plan.cases, "cases"):
         loaded = study.load_case(plan, case)
         spacing_mm = loaded.image.volume.spacing_mm
@@ -69,11 +105,17 @@ def main(arguments: ResultsArguments) -> None:
         counts.add(own.astype(np.float16), loaded.reference)
         mask = postprocess.apply(own, bundle.recipe, spacing_mm=spacing_mm)
         scores.append(evaluate.score(case.name, mask, loaded.reference, spacing_mm))
+        if arguments.pictures:
+            from femur_tf import pictures
+
+            cases[case.name] = pictures.overlay_png(loaded.image.volume, mask, loaded.reference)
     evaluate.show(f"{bundle.folder}, test cases", scores)
     names = ("dice", "ppv", "sensitivity", "surface_mm")
     means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in names}
     line = {"auc": metrics.auc(counts), **means, "cases": {s.case: s.dice for s in scores}}
     command.say(json.dumps(line))
+    if arguments.pictures:
+        draw(arguments.pictures, bundle, scores, counts, cases)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,11 @@ def fit(counts: metrics.VoxelCounts) -> Calibration:
     return Calibration(slope, intercept)
 
 
+def inverse(calibration: Calibration) -> Calibration:
+    """Return the map that undoes another."""
+    return Calibration(1 / calibration.slope, -calibration.intercept / calibration.slope)
+
+
 def apply(probability: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Return calibrated probabilities, of the shape and the float dtype of those given.
 

@@ -1,4 +1,4 @@
-"""Pictures as PNG: masks as contours on slices of their image, the ROC curve.
+"""Pictures as PNG: masks as contours on slices of their image, the ROC curve, measures as bars.
 
 Slices are canonical planes in the radiologist's view: the patient's left is on the
 right of axial and coronal planes, and anterior is on the left of sagittal ones.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +98,30 @@ def roc_png(roc: metrics.Roc, auc: float, cutoff: float) -> bytes:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    return _png(figure)
+    return png(figure)
+
+
+def bars_png(values: Mapping[str, Sequence[float]]) -> bytes:
+    """Draw the mean of each measure over cases as a bar with its standard deviation, as Figure 4 of the source.
+
+    Args:
+      values: for each measure, by name, its value in [0, 1] of each case.
+
+    Returns:
+      The bytes of a PNG file; each case is a dot on its bars.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    means, deviations = ([float(f(found)) for found in values.values()] for f in (np.mean, np.std))
+    axes.bar(list(values), means, yerr=deviations, width=0.6, color="#a9c4ee", edgecolor="#1f5fbf", capsize=6)
+    for place, found in enumerate(values.values()):
+        axes.plot([place] * len(found), found, "o", color="#d9480f", markersize=4, alpha=0.8)
+        axes.annotate(f"{means[place]:.3f}", (place, 0.02), ha="center")
+    axes.set(ylabel="mean and standard deviation over cases", ylim=(0, 1.05))
+    axes.grid(alpha=0.3, axis="y")
+    return png(figure)
 
 
 def roc_point(roc: metrics.Roc, cutoff: float) -> tuple[float, float]:
@@ -118,7 +141,7 @@ def _canonical_mask(mask: np.ndarray, image: Volume) -> np.ndarray:
     return canonical(Volume(mask.astype(np.uint8), image.affine)).data > 0
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """Return a figure as PNG."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI)
@@ -139,7 +162,7 @@ def _draw_slices(grey: Volume, contours: dict[str, np.ndarray], slices: Sequence
     colours = {"mask": MASK_COLOUR, "reference": REFERENCE_COLOUR}
     lines = [Line2D([], [], color=colours[name], label=name) for name in contours]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_slice(

@@ -5,13 +5,12 @@ matplotlib is imported when the picture is drawn.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
+from femur_tf import pictures
 from femur_tf.calibration import Reliability, expected_error
 
 COLOURS = ("#d9480f", "#1f5fbf", "#2b8a3e", "#862e9c")
-DPI = 100
 
 
 def reliability_png(tables: Mapping[str, Reliability]) -> bytes:
@@ -42,6 +41,4 @@ def reliability_png(tables: Mapping[str, Reliability]) -> bytes:
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
     upper.legend(loc="upper left")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
-    return stream.getvalue()
+    return pictures.png(figure)

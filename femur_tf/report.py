@@ -57,17 +57,18 @@ class Page:
         """Add lines to type, in a block of their own."""
         self._parts.append(f"<pre>{html.escape(chr(10).join(lines))}</pre>")
 
-    def add_table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    def add_table(self, header: Sequence[str], rows: Iterable[Sequence[object]], *, mean: bool = True) -> None:
         """Add a table, with a last row of mean +- standard deviation under each column of numbers.
 
         Args:
           header: a name for each column, with its unit.
           rows: cells; floats are shown with three decimals. NaN, an undefined score, does not count in the mean.
+          mean: whether to add the last row.
         """
         body = [list(row) for row in rows]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         lines = [_row([_cell(value) for value in row]) for row in body]
-        if body:
+        if body and mean:
             lines.append(_row(_mean_cells(body), kind="mean"))
         table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
         self._parts.append(f'<div class="wide"><table>{table}</table></div>')
@@ -85,7 +86,7 @@ class Page:
             f"ROC over all voxels: AUC {auc:.4f}; at cut-off {cutoff:.4f} sensitivity {true_positive:.3f}, "
             f"specificity {1 - false_positive:.3f}, before the steps that follow the cut-off."
         )
-        self._add_picture(roc_png(roc, auc, cutoff), caption)
+        self.add_picture(roc_png(roc, auc, cutoff), caption)
 
     def add_case(self, name: str, image: Volume, mask: np.ndarray, reference: np.ndarray | None) -> None:
         """Add pictures of a case.
@@ -101,7 +102,13 @@ class Page:
         if reference is not None:
             caption += f", reference {reference.sum() * cm3:.1f} cm3, Dice {metrics.dice(mask, reference):.3f}"
         self.add_heading(name)
-        self._add_picture(overlay_png(image, mask, reference), caption)
+        self.add_picture(overlay_png(image, mask, reference), caption)
+
+    def add_picture(self, png: bytes, caption: str) -> None:
+        """Add a PNG picture with its caption, which is its description too."""
+        data, text = base64.b64encode(png).decode(), html.escape(caption)
+        image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+        self._parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
         """Write the page to `path`, whole."""
@@ -112,12 +119,6 @@ class Page:
             f"<body>\n<h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n"
         )
         files.write_text(path, text.encode("ascii", "xmlcharrefreplace").decode())  # the same in any locale
-
-    def _add_picture(self, png: bytes, caption: str) -> None:
-        """Add a picture with its caption, which is its description too."""
-        data, text = base64.b64encode(png).decode(), html.escape(caption)
-        image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-        self._parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
 
 def _row(cells: Sequence[str], kind: str = "") -> str:

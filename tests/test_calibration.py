@@ -119,6 +119,13 @@ def test_mapped_counts_hold_every_voxel_and_the_same_ranking():
     assert metrics.auc(after) == pytest.approx(metrics.auc(counts), abs=HALF)
 
 
+def test_a_calibration_is_undone_by_its_inverse():
+    settings = Calibration(0.8, -1.2)
+    p = np.linspace(0.01, 0.99, 9)
+    there = calibration.apply(p, settings)
+    np.testing.assert_allclose(calibration.apply(there, calibration.inverse(settings)), p)
+
+
 def test_a_cutoff_moves_with_the_map():
     counts, settings = drawn(1, -2), Calibration(1, -2)
     before, after = metrics.best_dice(counts), metrics.best_dice(calibration.mapped(counts, settings))

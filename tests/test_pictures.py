@@ -101,6 +101,23 @@ def test_a_roc_picture_is_a_png(cutoff, monkeypatch):
     assert labels == [("false positive rate (1 - specificity)", "true positive rate (sensitivity)")]
 
 
+def test_bars_are_means_with_a_dot_for_each_case(monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        (axes,) = figure.axes
+        drawn.append(([bar.get_height() for bar in axes.patches], [t.get_text() for t in axes.texts], axes.lines))
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    assert pictures.bars_png({"dice": [0.8, 0.9], "ppv": [1.0, 0.5]}).startswith(PNG)
+    heights, texts, lines = drawn[0]
+    assert heights == pytest.approx([0.85, 0.75])
+    assert texts == ["0.850", "0.750"]
+    assert [0.8, 0.9] in [list(line.get_ydata()) for line in lines]
+
+
 @given(st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([-1, 1])] * 3))
 def test_any_axis_order_shows_the_same_slices(order, signs):
     affine = np.eye(4)

@@ -66,6 +66,12 @@ def test_an_empty_table_is_its_header(written):
     assert _cells(written(page)) == [["case"]]
 
 
+def test_a_table_may_do_without_its_mean(written):
+    page = report.Page("Trials")
+    page.add_table(["trial", "score"], [[1, 0.5]], mean=False)
+    assert _cells(written(page)) == [["trial", "score"], ["1", "0.500"]]
+
+
 def test_a_case_names_its_numbers(written):
     mask, reference = np.zeros((10, 10, 10), bool), np.zeros((10, 10, 10), bool)
     mask[:5], reference[:10] = True, True
