@@ -4,7 +4,7 @@
     work/records/             shards, manifest, working grids (data_prep.write_records)
     work/runs/NAME/           a training run (femur_tf.train)
     work/reports/NAME/        tables and pages (femur_tf.evaluate)
-    work/tuning/              hyper-parameter search
+    work/tuning/NAME/         a hyper-parameter search (tuning.search)
 
 The plan names each case, its files and its part of the split; every later command
 reads it from here.
@@ -79,6 +79,11 @@ def records_path(work: Path) -> Path:
 def run_path(work: Path, name: str) -> Path:
     """Return the folder of the run `name` of the study in `work`."""
     return work / "runs" / name
+
+
+def tuning_path(work: Path) -> Path:
+    """Return the folder of the hyper-parameter searches of the study in `work`."""
+    return work / "tuning"
 
 
 def read_plan(work: Path) -> Plan:
