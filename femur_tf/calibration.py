@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from femur_tf import metrics
 
@@ -131,6 +131,8 @@ def fit(counts: metrics.VoxelCounts) -> Calibration:
     Raises:
       ValueError: one class has no voxels, or probabilities that do not grow with the share of bone.
     """
+    from scipy import optimize  # here, because its import takes half a second
+
     positives, negatives = int(counts.positives.sum()), int(counts.negatives.sum())
     if not positives or not negatives:
         raise ValueError(f"expected voxels of bone and of background. Received: {positives} and {negatives}")

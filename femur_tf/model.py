@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from femur_tf.config import ModelConfig, PatchConfig
-from femur_tf.errors import DataError
+from femur_tf.cost import map_sizes as map_sizes
 
 
 @keras.saving.register_keras_serializable(package="femur_tf")
@@ -85,26 +85,6 @@ class PlanewiseConv2D(keras.layers.Layer):
         """Return what `__init__` takes."""
         own = {"filters": self.filters, "kernel_size": self.kernel_size, "towers": self.towers}
         return {**super().get_config(), **own, "bias": self.initial_bias, "l2": self.l2}
-
-
-def map_sizes(network: ModelConfig, size: int) -> list[int]:
-    """Return the side of the map after each block, for patches of `size` samples.
-
-    Raises:
-      DataError: a block leaves less than 1 x 1.
-    """
-    sides = []
-    side = size
-    for number in range(1, len(network.filters) + 1):
-        side = (side - network.kernel + 1) // network.pool
-        if side < 1:
-            raise DataError(
-                f"Expected a network that leaves at least 1x1 before Flatten. Received: block {number} of "
-                f"filters={network.filters}, kernel={network.kernel}, pool={network.pool} leaves {side}x{side} "
-                f"of a {size}x{size} patch. Use fewer blocks, a smaller kernel or a smaller pool."
-            )
-        sides.append(side)
-    return sides
 
 
 def _convolution(network: ModelConfig, filters: int, towers: int) -> keras.layers.Layer:

@@ -24,6 +24,7 @@ COMMANDS = {
     "client": ("femur_tf.client", "ClientArguments"),
     "export": ("femur_tf.export", "ExportArguments"),
     "demo": ("femur_tf.demo", "DemoArguments"),
+    "search": ("tuning.search", "SearchArguments"),
     "search_report": ("tuning.report", "ReportArguments"),
 }
 POSITIONAL = {"work", "image", "mask", "folder"}

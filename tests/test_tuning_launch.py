@@ -1,0 +1,179 @@
+"""Before and after the trials: settings, the folder, limits, the outcome."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+import searches
+import tiny
+
+from femur_tf import config, files
+from femur_tf.errors import DataError
+from tuning import launch, trials
+from tuning.launch import Limits, Wanted
+from tuning.search import SearchArguments, check, flags
+from tuning.trials import COMPLETED, FAILED, RUNNING
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study with records; not to be changed but for its searches."""
+    work = tmp_path_factory.mktemp("work")
+    tiny.write_all(work)
+    return work
+
+
+def wanted(work, **changes):
+    """Return what a search is asked to do."""
+    base = Wanted(work, "x", "bayesian", "val_auc", 4, None, None, None, 1, 250_000, True)
+    return dataclasses.replace(base, **changes)
+
+
+def test_a_trial_has_two_minutes_unless_told_otherwise(study):
+    assert launch.settings(wanted(study)).minutes == 2.0
+    assert launch.settings(wanted(study, epochs=3)).minutes is None
+    assert launch.settings(wanted(study, minutes=0.5)).minutes == 0.5
+
+
+@pytest.mark.parametrize(("objective", "direction"), [("val_loss", "min"), ("val_auc", "max"), ("dice", "max")])
+def test_each_objective_has_its_direction(study, objective, direction):
+    assert launch.settings(wanted(study, objective=objective)).direction == direction
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"minutes": 1.0, "epochs": 1}, r"--minutes or --epochs\. Received: both"),
+        ({"trials": 0}, r"--trials: expected a number above 0\. Received: 0"),
+        ({"minutes": 0.0}, "--minutes: expected"),
+        ({"epochs": 0}, "--epochs: expected"),
+        ({"epoch_examples": 0}, "--epoch-examples: expected"),
+        ({"max_cost": 5.0}, "--max-cost: expected at least"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(study, changes, message):
+    with pytest.raises(DataError, match=message):
+        launch.settings(wanted(study, **changes))
+
+
+def test_a_study_without_records_says_what_to_run_first(tmp_path):
+    with pytest.raises(DataError, match=r"Run first: python -m data_prep\.write_records"):
+        launch.settings(wanted(tmp_path))
+
+
+def test_a_search_is_taken_up_with_its_first_time(study):
+    first = launch.prepare(wanted(study, name="a"), overwrite=False)
+    folder = study / "tuning" / "a"
+    files.write_json(trials.search_path(folder), {**config.to_dict(first), "started": "before"})
+    again = launch.prepare(wanted(study, name="a", trials=9), overwrite=False)
+    assert again == dataclasses.replace(first, trials=9, started="before")
+    assert trials.read_search(folder) == again
+
+
+def test_other_settings_are_refused_and_named_unless_it_begins_anew(study):
+    launch.prepare(wanted(study, name="b"), overwrite=False)
+    other = wanted(study, name="b", seed=2, objective="val_loss")
+    with pytest.raises(DataError, match=r"search\.json: .*another direction, objective, seed\. .*--overwrite"):
+        launch.prepare(other, overwrite=False)
+    (study / "tuning" / "b" / "trial_0").mkdir()
+    assert launch.prepare(other, overwrite=True).seed == 2
+    assert not (study / "tuning" / "b" / "trial_0").exists()
+
+
+def test_truncated_settings_are_written_anew(study, capsys):
+    first = launch.prepare(wanted(study, name="c"), overwrite=False)
+    searches.truncate(study / "tuning" / "c" / "search.json")
+    again = launch.prepare(wanted(study, name="c"), overwrite=False)
+    assert dataclasses.replace(again, started=first.started) == first
+    assert "search.json: expected JSON" in capsys.readouterr().err
+
+
+def test_two_searches_in_one_folder_are_refused(tmp_path):
+    folder = tmp_path / "tuning" / "x"
+    with (
+        launch.locked(folder),
+        pytest.raises(DataError, match="another process is searching here"),
+        launch.locked(folder),
+    ):
+        pass
+    with launch.locked(folder):
+        pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    folder = tmp_path / "tuning" / "x"
+    line = (
+        "import os, pathlib, sys; from tuning import launch\n"
+        "with launch.locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", line, str(folder)], check=False).returncode == -9
+    with launch.locked(folder):
+        pass
+
+
+def test_limits_say_what_is_used_up(tmp_path):
+    files.write_text(tmp_path / "a", "x" * 2000)
+    assert Limits(tmp_path, None, None).reason() is None
+    assert Limits(tmp_path, 1.0, 1.0).reason() is None
+    assert Limits(tmp_path, None, 1e-6).reason() == f"{tmp_path} holds 2e-06 GB; --max-disk is 1e-06"
+    late = Limits(tmp_path, 1.0, 1.0, begun=time.monotonic() - 3600)
+    assert late.hours() == late.reason() == "--max-hours 1 are used"
+    assert Limits(tmp_path, None, 1e-6).hours() is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "stopped", "expected", "message"),
+    [
+        ((COMPLETED, COMPLETED), None, 0, ""),
+        ((COMPLETED, FAILED), None, 1, "Expected 2 COMPLETED trials. Received: 1; 1 set aside."),
+        ((COMPLETED,), None, 1, "Received: 1; the space holds no more points."),
+        (
+            (COMPLETED, RUNNING),
+            "the disk is full",
+            3,
+            "1 of 2 trials: the disk is full. Run the same command to go on.",
+        ),
+    ],
+)
+def test_the_outcome_is_said_and_is_the_exit_status(tmp_path, capsys, statuses, stopped, expected, message):
+    folder = tmp_path / "tuning" / "x"
+    searches.write_search(folder, trials=2)
+    for number, status in enumerate(statuses):
+        reason = "Diverged: the loss is nan" if status == FAILED else None
+        searches.write_trial(folder, number, status, 0.5 if status == COMPLETED else None, reason=reason)
+    assert launch.finish(folder, tmp_path, stopped) == expected
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert ("trial 1 was set aside: Diverged: the loss is nan" in shown.err) == (FAILED in statuses)
+    assert "--config" in shown.out
+    assert launch.is_finished(folder) == (len(statuses) == 2 and RUNNING not in statuses)
+
+
+def test_a_folder_without_a_search_is_not_finished(tmp_path):
+    assert not launch.is_finished(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, "--workers: expected at least 1. Received: 0"),
+        ({"max_disk": -1.0}, "--max-disk: expected at least 0"),
+        ({"role": "worker"}, "--chief HOST:PORT with --role"),
+        ({"chief": "here:1"}, "--chief HOST:PORT with --role"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        check(SearchArguments(tmp_path, **changes))
+
+
+def test_arguments_are_handed_on_without_their_place(tmp_path):
+    import tyro
+
+    arguments = SearchArguments(
+        tmp_path, trials=3, epochs=1, from_default=False, workers=4, overwrite=True, max_hours=2.0, name="n"
+    )
+    handed_on = tyro.cli(SearchArguments, args=[*flags(arguments)])
+    assert handed_on == dataclasses.replace(arguments, workers=1, overwrite=False)

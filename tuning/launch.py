@@ -1,0 +1,213 @@
+"""What comes before and after the trials of a search: its settings, its folder, its limits, its outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from femur_tf import command, config, files, records, study
+from femur_tf.errors import DataError
+from tuning import board, keeping, trials
+from tuning.early import DIRECTIONS
+from tuning.search_space import Space
+from tuning.trials import COMPLETED, Algorithm, Objective, Search
+
+FAILED_STATUS, STOPPED_STATUS = 1, 3
+"""Exit status of a search with trials that failed, and of one that ended before its last trial and can go on."""
+MINUTES = 2.0
+FREE = ("trials", "started", "work")
+"""Settings that may change when a search goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a search is asked to do: the settings that its folder remembers."""
+
+    work: Path
+    name: str
+    algorithm: Algorithm
+    objective: Objective
+    trials: int
+    minutes: float | None
+    epochs: int | None
+    epoch_examples: int | None
+    seed: int
+    max_cost: float
+    from_default: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the search."""
+        return study.tuning_path(self.work) / self.name
+
+
+def settings(wanted: Wanted) -> Search:
+    """Return the settings of a search, checked.
+
+    Raises:
+      DataError: both minutes and epochs, no records, or a value out of range.
+    """
+    if wanted.minutes is not None and wanted.epochs is not None:
+        raise DataError("Expected --minutes or --epochs. Received: both. Leave one out.")
+    minutes = MINUTES if wanted.minutes is None and wanted.epochs is None else wanted.minutes
+    for name, value, fine in (
+        ("trials", wanted.trials, wanted.trials >= 1),
+        ("minutes", minutes, minutes is None or minutes > 0),
+        ("epochs", wanted.epochs, wanted.epochs is None or wanted.epochs >= 1),
+        ("epoch-examples", wanted.epoch_examples, wanted.epoch_examples is None or wanted.epoch_examples >= 1),
+        ("seed", wanted.seed, wanted.seed >= 0),
+    ):
+        if not fine:
+            raise DataError(f"--{name}: expected a number above 0. Received: {value}")
+    folder = study.records_path(wanted.work)
+    manifest = records.read_manifest(folder)
+    Space(manifest.data, wanted.max_cost)
+    if not manifest.count("validation"):
+        raise DataError(f"{records.manifest_path(folder)}: expected validation examples. Received: none.")
+    if wanted.objective == "dice" and not study.read_plan(wanted.work).part("validation"):
+        raise DataError(f"{study.plan_path(wanted.work)}: --objective dice needs validation cases. Received: none.")
+    return Search(
+        algorithm=wanted.algorithm,
+        objective=wanted.objective,
+        direction=DIRECTIONS[wanted.objective],
+        seed=wanted.seed,
+        max_cost=wanted.max_cost,
+        trials=wanted.trials,
+        minutes=minutes,
+        epochs=wanted.epochs,
+        work=str(wanted.work),
+        started=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        epoch_examples=wanted.epoch_examples,
+        from_default=wanted.from_default,
+        records=files.sha256(records.manifest_path(folder))[:16],
+    )
+
+
+def _earlier(folder: Path) -> Search | None:
+    """Return the settings that a search was begun with; None where there are none, or they are damaged."""
+    path = trials.search_path(folder)
+    try:
+        files.read_json(path)
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        command.warn(f"{error}. It is written anew, from this command's settings.")
+        return None
+    return trials.read_search(folder)
+
+
+def prepare(wanted: Wanted, *, overwrite: bool) -> Search:
+    """Make the folder of a search, or take up the one that is there.
+
+    Args:
+      wanted: what is asked for.
+      overwrite: remove what is there.
+
+    Returns:
+      The settings, as the folder now holds them.
+
+    Raises:
+      DataError: the settings cannot be used, or the search was begun with others.
+    """
+    search = settings(wanted)
+    if overwrite:
+        files.remove(wanted.folder)
+    earlier = _earlier(wanted.folder)
+    if earlier is not None:
+        found, asked = (config.to_dict(one) for one in (earlier, search))
+        differing = sorted(name for name in asked if name not in FREE and found[name] != asked[name])
+        if differing:
+            raise DataError(
+                f"{trials.search_path(wanted.folder)}: expected the settings of this command. Received: another "
+                f"{', '.join(differing)}. Choose another name with --name, or start it anew with --overwrite."
+            )
+        search = dataclasses.replace(search, started=earlier.started)
+    files.write_json(trials.search_path(wanted.folder), config.to_dict(search))
+    return search
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other searches out of a folder while the block runs; the system lets go when the process ends.
+
+    Raises:
+      DataError: another process is searching there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another process is searching here. Wait for it, or choose --name.") from error
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a search ends before its last trial."""
+
+    folder: Path
+    max_hours: float | None
+    max_disk: float | None
+    """GB, 10^9 bytes."""
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    def hours(self) -> str | None:
+        """Return that the hours are used, or None."""
+        if self.max_hours is None or time.monotonic() - self.begun < 3600 * self.max_hours:
+            return None
+        return f"--max-hours {self.max_hours:g} are used"
+
+    def reason(self) -> str | None:
+        """Return why no further trial may start, or None."""
+        if self.max_disk is not None:
+            used = keeping.folder_bytes(self.folder) / 1e9
+            if used >= self.max_disk:
+                return f"{self.folder} holds {used:.3g} GB; --max-disk is {self.max_disk:g}"
+        return self.hours()
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether all trials of a search have ended."""
+    try:
+        search, rows = trials.read(folder)
+    except (DataError, OSError):
+        return False
+    return sum(row.status in (COMPLETED, trials.FAILED) for row in rows) >= search.trials
+
+
+def finish(folder: Path, work: Path, stopped: str | None) -> int:
+    """Show the trials and what to do next.
+
+    Args:
+      folder: of the search.
+      work: the study's.
+      stopped: why the search ended before its last trial, or None.
+
+    Returns:
+      The exit status: 0 where as many trials as were asked for are COMPLETED.
+    """
+    search, rows = trials.read(folder)
+    command.console.print(board.table(rows, f"{folder}: {board.summary(search, rows)}"))
+    best = keeping.write_best(folder, work)
+    if best is not None:
+        path = study.tuning_path(work) / keeping.BEST
+        command.say(f"Best of {search.objective}: trial {best.trial_id}. Train it: python -m femur_tf.train {work} ")
+        command.say(f"  --config {folder / keeping.BEST} --run {folder.name}   (best of all searches: {path})")
+    set_aside = [row for row in rows if row.status in (trials.FAILED, trials.INVALID)]
+    for row in set_aside:
+        command.warn(f"trial {row.trial_id} was set aside: {row.reason}")
+    done = sum(row.status == COMPLETED for row in rows)
+    if stopped is not None:
+        command.fail(f"Stopped after {done} of {search.trials} trials: {stopped}. Run the same command to go on.")
+        return STOPPED_STATUS
+    if done < search.trials:
+        lacking = f"{len(set_aside)} set aside" if set_aside else "the space holds no more points"
+        command.fail(f"Expected {search.trials} COMPLETED trials. Received: {done}; {lacking}.")
+        return FAILED_STATUS
+    return 0

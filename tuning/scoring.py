@@ -1,0 +1,65 @@
+"""The score of a trained run: of the epoch whose model was kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from femur_tf import bundle as bundles
+from femur_tf import calibration, recipe, study
+from femur_tf.callbacks import State
+from femur_tf.case_maps import CaseMap
+from femur_tf.errors import DataError
+from tuning.early import COLUMNS
+from tuning.trials import Objective
+
+
+def kept_epoch(state: State) -> dict[str, float]:
+    """Return the history's row of the epoch whose model was kept: that of the lowest validation loss."""
+    return min(state.history, key=lambda row: row["val_loss"])
+
+
+@functools.cache
+def _cases(work: Path) -> Sequence[study.LoadedCase]:
+    """Return the validation cases of a study, read once a process.
+
+    Raises:
+      DataError: the study has none.
+    """
+    plan = study.read_plan(work)
+    cases = plan.part("validation")
+    if not cases:
+        raise DataError(f"{study.plan_path(work)}: expected validation cases for --objective dice. Received: none.")
+    return [study.load_case(plan, case) for case in cases]
+
+
+def whole_volume_dice(work: Path, run: Path) -> float:
+    """Return the mean Dice of a run on whole validation scans, with the recipe that `evaluate` would choose.
+
+    Args:
+      work: the study's folder.
+      run: the run folder; a scan is evaluated densely at every voxel.
+
+    Raises:
+      DataError: the study has no validation cases, or the run no model.
+      ValueError: no validation case holds bone.
+    """
+    bundle = bundles.load(run, calibrated=False)
+    maps = [CaseMap(loaded, bundles.working_map(bundle, loaded.working)) for loaded in _cases(work)]
+    try:
+        fitted = calibration.fit(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]))
+    except ValueError:  # a network that knows nothing has a Dice all the same
+        fitted = calibration.NONE
+    return recipe.choose([one.sample(fitted) for one in maps]).dice
+
+
+def score(objective: Objective, state: State, dice: Callable[[], float]) -> float:
+    """Return the score of a run that was trained.
+
+    Args:
+      objective: what is scored.
+      state: of the run.
+      dice: gives the Dice of whole scans.
+    """
+    return dice() if objective == "dice" else kept_epoch(state)[COLUMNS[objective]]

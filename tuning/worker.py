@@ -1,0 +1,171 @@
+"""A worker of a search with several: it asks a chief for trials and trains them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from keras_tuner.errors import FatalError
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_client import OracleClient
+
+from femur_tf import command
+from tuning import chief
+from tuning.connection import Connection
+from tuning.oracles import Durable
+from tuning.trainer import Surroundings, Trainer
+from tuning.watch import Halted
+
+BEAT_S = 5.0
+SLEPT_S = 30.0
+"""A step takes less, so does a validation as a rule."""
+IDLE_S = 1.0
+"""Pause before a worker asks again, when the oracle waits for others."""
+ENDED, LOST = "the chief ends the search", "the chief has left"
+
+
+class Reassigned(FatalError):
+    """The trial was given to another worker, because this one was not heard."""
+
+
+class _Fields(NamedTuple):
+    """Of a call."""
+
+    method: str
+    timeout: float
+    metadata: tuple[tuple[str, str], ...]
+    credentials: None = None
+    wait_for_ready: bool = True
+    compression: None = None
+
+
+class _Details(_Fields, grpc.ClientCallDetails):
+    """Of a call, as gRPC's interceptors take them."""
+
+
+class _Named(grpc.UnaryUnaryClientInterceptor):
+    """Adds the worker's name to each call, and a deadline that is ours."""
+
+    def __init__(self, name: str, wait_s: float) -> None:
+        """Keep what is added."""
+        self.name, self.wait_s = name, wait_s
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Call with name and deadline."""
+        own = _Details(details.method, self.wait_s, ((chief.TUNER, self.name),))
+        return continuation(own, request)
+
+
+class Client(OracleClient):
+    """keras-tuner's client, with a name that the chief hears."""
+
+    def __init__(self, oracle: Durable, address: str, name: str, wait_s: float) -> None:
+        """Connect to a chief.
+
+        Args:
+          oracle: like the chief's; its settings are read, its trials are not.
+          address: HOST:PORT of the chief.
+          name: this worker's.
+          wait_s: how long to wait for an answer.
+        """
+        super().__init__(oracle)
+        self.name = name
+        channel = grpc.intercept_channel(grpc.insecure_channel(address), _Named(name, wait_s))
+        self.stub = protos.get_service_grpc().OracleStub(channel)
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Return a trial; wait a little where there is none yet."""
+        trial = super().create_trial(tuner_id)
+        if trial.status == "IDLE":
+            time.sleep(IDLE_S)
+        return trial
+
+    def status(self, trial_id: str) -> str:
+        """Return what to do about a trial: RUNNING, STOPPED or INVALID."""
+        return str(self.get_trial(trial_id).status)
+
+
+class Pulse:
+    """Tells the chief that a trial goes on, and keeps what it answers."""
+
+    def __init__(self, client: Client) -> None:
+        """Start to tell, as soon as there is a trial."""
+        self.client = client
+        self.trial_id: str | None = None
+        self.answer = "RUNNING"
+        self.asked = time.monotonic()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def begin(self, trial_id: str) -> None:
+        """A trial begins."""
+        self.trial_id, self.answer, self.asked = trial_id, "RUNNING", time.monotonic()
+
+    def end(self) -> None:
+        """No trial is under way."""
+        self.trial_id = None
+
+    def _beat(self, trial_id: str) -> None:
+        """Ask once."""
+        try:
+            answer = self.client.status(trial_id)
+        except grpc.RpcError:
+            answer = LOST
+        if self.trial_id == trial_id:
+            self.answer = answer
+
+    def _keep(self) -> None:
+        """Ask every few seconds."""
+        while True:
+            time.sleep(BEAT_S)
+            trial_id = self.trial_id
+            if trial_id is not None:
+                self._beat(trial_id)
+
+    def halt(self) -> str | None:
+        """Return why to end within the trial, or None.
+
+        Raises:
+          Reassigned: another worker trains it now.
+        """
+        trial_id = self.trial_id
+        now = time.monotonic()
+        if trial_id is not None and now - self.asked > SLEPT_S:
+            self._beat(trial_id)  # this process slept: ask before anything is written
+        self.asked = now
+        if self.answer == "INVALID":
+            raise Reassigned("the trial was given to another worker")
+        return {"STOPPED": ENDED, LOST: LOST}.get(self.answer)
+
+
+def work(oracle: Durable, study: Path, start: float, connection: Connection) -> str | None:
+    """Train what the chief hands out, until it hands out nothing more.
+
+    Args:
+      oracle: like the chief's, without trials.
+      study: the study's folder.
+      start: when this process began, of `time.monotonic`.
+      connection: to the chief.
+
+    Returns:
+      Why this worker ended before the search, or None.
+    """
+    connection.export()
+    client = Client(oracle, connection.address, connection.name, connection.wait_s)
+    pulse = Pulse(client)
+    trainer = Trainer(oracle, study, start, Surroundings(halt=pulse.halt, begun=pulse.begin, ended=pulse.end))
+    trainer.oracle = client
+    while True:
+        try:
+            trainer.search()
+        except Reassigned as error:
+            pulse.end()
+            command.warn(f"{connection.name}: {error}.")
+        except Halted as halted:
+            return str(halted)
+        except grpc.RpcError:
+            return LOST
+        else:
+            return None
