@@ -116,6 +116,7 @@ def test_folds_then_their_ceiling(tmp_path, monkeypatch, capsys):
     tiny.write_study(tmp_path)
     small = config.Preset(config.ModelConfig(filters=(4,), dense=(8,)), config.TrainConfig(batch=32), (0.0,))
     monkeypatch.setitem(config.PRESETS, "default", small)
+    monkeypatch.setattr(derived.write_records, "write", tiny.write_its_records)
     arguments = cross_validation.FoldsArguments(tmp_path, minutes=0.05, processes=1)
     cross_validation.main(arguments)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -35,7 +35,9 @@ class Started:
 
     def __init__(self, work, *flags):
         line = [sys.executable, "-m", "tuning.search", str(work), *map(str, flags)]
-        self.process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        )
 
     def until(self, reached):
         """Wait for a condition while the process runs."""

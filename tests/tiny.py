@@ -52,7 +52,13 @@ def write_study(
 
 def write_all(work: Path, *, mode: records.Mode = "patches", **options) -> records.Manifest:
     """Write a study and its records, three shards a case, without starting processes."""
-    plan = write_study(work, **options)
+    write_study(work, **options)
+    return write_its_records(work, mode=mode)
+
+
+def write_its_records(work: Path, *, mode: records.Mode = "patches", **_) -> records.Manifest:
+    """Write the records of a study as `data_prep.write_records.write` does, without starting processes."""
+    plan = study.read_plan(work)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_records, "SHARD_EXAMPLES", SHARD_EXAMPLES)
         cases = [write_records.write_case(work, plan, case, mode) for case in plan.cases if case.part != "test"]
