@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from femur_tf import bundle as bundles
-from femur_tf import calibration, command, files, measures, postprocess, quality, recipe, study
+from femur_tf import calibration, command, files, measures, metrics, postprocess, quality, recipe, study
 from femur_tf.config import RecipeConfig
 from femur_tf.volume import Volume
 
@@ -55,6 +55,11 @@ def read(bundle: bundles.Bundle, plan: study.Plan, case: study.Case) -> CaseMap:
         with files.whole(path) as temporary:
             np.save(temporary, bundles.working_map(bundle, loaded.working).data)
     return CaseMap(loaded, Volume(np.load(path), loaded.working.affine))
+
+
+def raw_counts(maps: Iterable[CaseMap]) -> metrics.VoxelCounts:
+    """Return the voxels of all cases by the probability that is not calibrated: what a calibration is fitted to."""
+    return recipe.count_voxels([one.sample(calibration.NONE) for one in maps])
 
 
 def _path(bundle: bundles.Bundle, loaded: study.LoadedCase) -> Path:

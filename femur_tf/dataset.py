@@ -201,6 +201,7 @@ def _finisher(
     gather = _gather(folder, manifest, part) if manifest.mode == "index" else None
 
     def finish(number: tf.Tensor, serialized: tf.Tensor, turn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Parse, draw by class and augment one batch."""
         example = records.parse(serialized, held, manifest.mode)
         seeds = tf.stack([turn + seed * 100_003, number])
         if training and bone_share:

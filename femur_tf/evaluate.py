@@ -107,8 +107,16 @@ def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, o
     files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
 
 
-def _choose(bundle: Bundle, maps: list[CaseMap], arguments: EvaluateArguments) -> ChosenRecipe:
+def _choose(
+    bundle: Bundle, maps: list[CaseMap], raw: metrics.VoxelCounts, arguments: EvaluateArguments
+) -> ChosenRecipe:
     """Fit the calibration, choose the recipe for calibrated probabilities, and save both in the run folder.
+
+    Args:
+      bundle: the model, not calibrated.
+      maps: of the validation cases.
+      raw: their `case_maps.raw_counts`.
+      arguments: the command's.
 
     Raises:
       DataError: the validation cases do not allow the choice asked for.
@@ -119,7 +127,7 @@ def _choose(bundle: Bundle, maps: list[CaseMap], arguments: EvaluateArguments) -
     method = arguments.cutoff or "dice"
     least = SPECIFICITY if arguments.specificity is None else arguments.specificity
     try:
-        fitted = calibration.fit(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]))
+        fitted = calibration.fit(raw)
         choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=least)
     except ValueError as error:
         raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
@@ -220,7 +228,8 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     if arguments.part == "test":
         _ = bundle.recipe  # raises where none has been chosen
     maps = [case_maps.read(bundle, plan, case) for case in cases]
-    chosen = bundle.chosen if arguments.part == "test" and bundle.chosen else _choose(bundle, maps, arguments)
+    raw = case_maps.raw_counts(maps)
+    chosen = bundle.chosen if arguments.part == "test" and bundle.chosen else _choose(bundle, maps, raw, arguments)
     samples = [one.sample(chosen.calibration) for one in maps]
     masks = [postprocess.apply(s.probability, chosen.recipe, spacing_mm=s.spacing_mm) for s in samples]
     scores = [
@@ -235,7 +244,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         "auc": metrics.auc(counts),
         "recipe": config.to_dict(chosen.recipe),
         "calibration": config.to_dict(chosen.calibration),
-        "reliability": _reliability(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]), counts),
+        "reliability": _reliability(raw, counts),
     }
     _save(folder, arguments.part, scores, summary)
     pictured = zip([one.loaded for one in maps], masks, strict=True)

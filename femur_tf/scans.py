@@ -238,10 +238,18 @@ def finish(
 def show(results: Sequence[Result]) -> None:
     """Print the table at the end, and why to look at a mask twice."""
     rows = [
-        (r.name, f"{r.volume_cm3:.1f}", r.parts, len(r.quality.reasons) or "", f"{r.total_s:.1f}", r.mask)
+        (
+            r.name,
+            f"{r.volume_cm3:.1f}",
+            r.parts,
+            len(r.quality.reasons) or "",
+            f"{r.network_s:.1f}",
+            f"{r.total_s:.1f}",
+            r.mask,
+        )
         for r in results
     ]
-    command.table("Femur masks", ("scan", "cm3", "parts", "reasons to look", "all s", "file"), rows)
+    command.table("Femur masks", ("scan", "cm3", "parts", "reasons to look", "network s", "all s", "file"), rows)
     for result in results:
         if result.quality.flagged:
             command.warn(f"{result.name}: look at this mask. {'; '.join(result.quality.reasons)}")

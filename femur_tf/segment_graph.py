@@ -149,6 +149,7 @@ def segment_function(network: DenseNetwork) -> Callable[[tf.Tensor], dict[str, t
     axes = _axes(network)
 
     def segment(volume: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Evaluate one volume in blocks of planes."""
         one = tf.debugging.assert_equal(tf.shape(volume)[0], 1, "Expected one volume, (1, X, Y, Z).")
         with tf.control_dependencies([one]):
             grid = volume[0]

@@ -98,6 +98,7 @@ def volume_bytes_endpoint(segment: Callable[[tf.Tensor], Tensors]) -> Endpoint:
     """
 
     def serve(volume_bytes: tf.Tensor, shape: tf.Tensor) -> Tensors:
+        """Check the bytes against the shape and segment the volume."""
         one = tf.logical_and(tf.size(volume_bytes) == 1, tf.size(shape) == 3)
         sizes = tf.shape(volume_bytes), tf.shape(shape)
         with tf.control_dependencies([_refuse_unless(one, "one volume, and the shape (1, 3) of shape", *sizes)]):

@@ -91,6 +91,7 @@ def panels_png(
     limits = score_limits(_scores(rows), direction)
 
     def panel(index: int, place: Axes) -> None:
+        """Draw the scores along one hyper-parameter, or along the cost."""
         if index == len(axes):
             costs = np.array([row.cost for row in costly], float)
             _dots(place, costs, costly, best, limits)
@@ -115,6 +116,7 @@ def belief_png(lines: Sequence[Line], best: TrialRow, *, objective: str) -> byte
     """
 
     def panel(index: int, place: Axes) -> None:
+        """Draw the belief along one hyper-parameter."""
         line = lines[index]
         x = np.array([_position(line.axis, value) for value in line.values])
         if line.axis.levels:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from femur_tf import bundle as bundles
-from femur_tf import calibration, recipe, study
+from femur_tf import calibration, case_maps, recipe, study
 from femur_tf.callbacks import State
 from femur_tf.case_maps import CaseMap
 from femur_tf.errors import DataError
@@ -48,7 +48,7 @@ def whole_volume_dice(work: Path, run: Path) -> float:
     bundle = bundles.load(run, calibrated=False)
     maps = [CaseMap(loaded, bundles.working_map(bundle, loaded.working)) for loaded in _cases(work)]
     try:
-        fitted = calibration.fit(recipe.count_voxels([one.sample(calibration.NONE) for one in maps]))
+        fitted = calibration.fit(case_maps.raw_counts(maps))
     except ValueError:  # a network that knows nothing has a Dice all the same
         fitted = calibration.NONE
     return recipe.choose([one.sample(fitted) for one in maps]).dice
