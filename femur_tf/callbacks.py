@@ -6,13 +6,12 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import time
 from pathlib import Path
 
 import keras
 
-from femur_tf import command, config, files
+from femur_tf import command, config, files, machine
 
 FINAL_SHARE = 0.01
 """Of the learning rate, reached at the end of a cosine schedule."""
@@ -48,7 +47,7 @@ class Clock:
     def __init__(self, before: float) -> None:
         """Start at `before` seconds."""
         self.before = before
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = machine.cores()
         self.on_gpu = has_gpu()
         self.start = self._now()
 

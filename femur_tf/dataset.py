@@ -17,11 +17,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import draws, records
+from femur_tf import draws, machine, records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
 from femur_tf.patches import Cutter
+
+AHEAD = 4
+"""Batches made ahead of the one that is asked for."""
 
 READERS = 16
 """Shards read in turns."""
@@ -39,7 +42,7 @@ def _read(shards: list[str], seed: int, number: tf.Tensor, shuffle: int) -> tf.d
         tf.data.TFRecordDataset,
         cycle_length=min(READERS, len(shards)),
         block_length=32,
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=machine.cores(),
         deterministic=True,
     )
     # In the graph of this pass: the order would else depend on the seed of the process, too.
@@ -216,6 +219,13 @@ def _finisher(
     return finish
 
 
+def _options() -> tf.data.Options:
+    """Return options without tuning: its thread keeps whoever ends an iterator waiting, up to 20 s on one core."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
 def batches(
     folder: Path,
     manifest: records.Manifest,
@@ -272,7 +282,7 @@ def batches(
         batched = source(turn).batch(batch).enumerate()
         # Skipped before they are parsed: a run that goes on within a pass starts at once.
         batched = batched.skip(tf.where(turn == start // a_pass, tf.constant(start % a_pass, tf.int64), 0))
-        return batched.map(lambda n, s: finish(n, s, turn), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return batched.map(lambda n, s: finish(n, s, turn), num_parallel_calls=machine.cores(), deterministic=True)
 
     dataset = tf.data.Dataset.range(start // a_pass, -(-stop // a_pass)).flat_map(one_pass).take(stop - start)
-    return dataset.apply(tf.data.experimental.assert_cardinality(stop - start)).prefetch(tf.data.AUTOTUNE)
+    return dataset.apply(tf.data.experimental.assert_cardinality(stop - start)).prefetch(AHEAD).with_options(_options())

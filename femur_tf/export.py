@@ -127,7 +127,7 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
         names = [bundles.MODEL, bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])]
         for name in names:
             shutil.copyfile(bundle.folder / name, extra / name)
-        (extra / CARD).write_text(card)
+        (extra / CARD).write_text(card, encoding="utf-8")
         served.write_warm_up(extra / served.WARM_UP, to.name, [(e.name, e.example) for e in endpoints])
     return version
 
@@ -137,7 +137,7 @@ def main(arguments: ExportArguments) -> None:
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
-    card = arguments.card.read_text() if arguments.card else None
+    card = arguments.card.read_text(encoding="utf-8") if arguments.card else None
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     version = export(bundle, arguments.to, card=card)
     written = {path: path.stat().st_size for path in sorted(version.rglob("*")) if path.is_file()}

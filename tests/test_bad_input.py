@@ -270,7 +270,7 @@ def test_a_model_of_another_format_version_is_refused(run, tmp_path, model, monk
     tiny.write_study(tmp_path, rule=bright.RULE)
     bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
     folder = shutil.copytree(model, study.run_path(tmp_path, "default"))
-    settings = json.loads((folder / "config.json").read_text()) | {"format_version": 99}
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"format_version": 99}
     (folder / "config.json").write_text(json.dumps(settings))
     names = {"RUN": str(folder), "WORK": str(tmp_path)}
     status, _, err = run(*(names.get(word, word) for word in words))
@@ -323,7 +323,7 @@ def test_a_far_spacing_works_and_says_what_is_resampled(run, tmp_path, model):
 def test_a_case_in_two_parts_is_refused(run, cohort):
     run(*plan_words(cohort))
     path = study.plan_path(cohort / "work")
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     values["cases"].append(values["cases"][0] | {"part": "test"})
     path.write_text(json.dumps(values))
     status, _, err = run("write_records", cohort / "work")

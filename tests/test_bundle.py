@@ -117,7 +117,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, make, received):
 @pytest.mark.parametrize("name", [bundle.CONFIG, bundle.RECIPE])
 @pytest.mark.parametrize("version", [2, None])
 def test_another_format_version_is_refused(copy, name, version):
-    values = json.loads((copy / name).read_text()) | {"format_version": version}
+    values = json.loads((copy / name).read_text(encoding="utf-8")) | {"format_version": version}
     (copy / name).write_text(json.dumps(values))
     with pytest.raises(DataError, match=rf"{name}: expected format_version 1. Received: {version}.*train again"):
         bundle.load(copy)

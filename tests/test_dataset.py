@@ -302,3 +302,9 @@ def test_one_scale_at_every_voxel_can_be_augmented(rng):
     rule = PatchConfig(size=8)
     patch = rng.integers(0, 256, (4, 9, 9, 3)).astype(np.uint8)
     assert dataset.augment(tf.constant(patch), ALL, rule, SEED).shape == (4, 8, 8, 3)
+
+
+def test_nothing_is_left_to_wait_for_when_batches_are_given_up(written):
+    """With its tuning thread on, an iterator that is given up keeps one core busy for up to 20 seconds."""
+    folder, manifest = written
+    assert dataset.batches(folder, manifest, "train", batch=BATCH).options().autotune.enabled is False

@@ -110,7 +110,7 @@ def test_overwrite_keeps_a_folder_that_no_demo_made(ran, tmp_path):
     (tmp_path / "thesis.txt").write_text("three years")
     with pytest.raises(DataError, match="expected the folder of an earlier demo"):
         demo.main(demo.DemoArguments(tmp_path, overwrite=True))
-    assert (tmp_path / "thesis.txt").read_text() == "three years"
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "three years"
 
 
 def test_overwrite_empties_the_folder_of_an_earlier_demo(tmp_path):

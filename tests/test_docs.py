@@ -47,16 +47,16 @@ def test_a_commands_page_has_its_flags_and_no_others(page, module, name):
         kept = [f for f in fields if f.name not in ("mining", "prediction")]
         fields = [*kept, *dataclasses.fields(MiningConfig), *dataclasses.fields(PredictConfig)]
     flags = {"--" + field.name.replace("_", "-") for field in fields if field.name not in POSITIONAL}
-    assert _flags_in_table((ROOT / "docs" / f"{page}.md").read_text()) == flags
+    assert _flags_in_table((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")) == flags
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_architecture_names_every_module():
-    text = (ROOT / "ARCHITECTURE.md").read_text()
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     modules = {path.stem for folder in ("femur_tf", "data_prep") for path in (ROOT / folder).glob("[a-z]*.py")}
     assert not {name for name in modules if f"`{name}`" not in text}

@@ -83,9 +83,9 @@ def test_a_report_has_the_table_as_csv_as_json_and_as_a_page(work):
     with (folder / "validation.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert (row["case"], float(row["dice"])) == ("hip_03", score.dice)
-    saved = json.loads((folder / "validation.json").read_text())
+    saved = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
     assert (saved["part"], saved["cases"][0]["dice"]) == ("validation", score.dice)
-    assert "hip_03" in (folder / "validation.html").read_text()
+    assert "hip_03" in (folder / "validation.html").read_text(encoding="utf-8")
 
 
 def test_undefined_scores_are_null_in_json(tmp_path):
@@ -95,7 +95,7 @@ def test_undefined_scores_are_null_in_json(tmp_path):
     def refuse(name):
         raise ValueError(name)
 
-    saved = json.loads((tmp_path / "test.json").read_text(), parse_constant=refuse)
+    saved = json.loads((tmp_path / "test.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert saved["auc"] is None and saved["cases"][0]["ppv"] is None
 
 

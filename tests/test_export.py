@@ -69,12 +69,12 @@ def test_each_export_is_the_next_version_and_keeps_the_others(work, tmp_path):
     found = export.export(bundle.load(work / "runs/default"), tmp_path / "femur", card="# Mine\n")
     assert found == tmp_path / "femur" / "8"
     assert (tmp_path / "femur" / "7" / "kept").is_dir()
-    assert (found / "assets.extra" / "model_card.md").read_text() == "# Mine\n"
+    assert (found / "assets.extra" / "model_card.md").read_text(encoding="utf-8") == "# Mine\n"
     assert sorted(path.name for path in (tmp_path / "femur").iterdir()) == ["7", "8"]  # nothing temporary is left
 
 
 def test_the_model_card_has_the_validation_numbers(version):
-    card = (version / "assets.extra" / "model_card.md").read_text()
+    card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Model card: femur\n")
     for words in ("Not for diagnosis", "1 x 1 x 2 mm", "16 x 16", "hip_03", "mean Dice 0.850", "cut-off: 0.5000"):
         assert words in card
@@ -93,7 +93,7 @@ def test_the_signature_takes_uint8_patches_by_stable_names(version, patches):
 def test_a_version_answers_with_its_own_metadata_in_the_library_that_servers_are_made_of(version, work):
     answer = saved_model_runtime.Runtime(version).run("metadata", {"request": np.array([b""], object)})
     found = served.from_json(answer["metadata_json"].item().decode(), "the model")
-    card = (version / "assets.extra" / "model_card.md").read_text()
+    card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert found == served.metadata(bundle.load(version), "femur", card)
     assert found.config == bundle.load(work / "runs/default").settings.data
 

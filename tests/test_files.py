@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_a_block_that_raises_leaves_the_old_file_alone(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -69,7 +70,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     )
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{script}", str(path)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
 
 
 def test_sha256_of_abc(tmp_path):
@@ -102,7 +103,7 @@ def test_json_comes_back_as_it_was(tmp_path_factory, values):
 
 def test_json_is_for_people_too(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": 1})
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "a": 1\n}\n'
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1', "nonsense"])
@@ -127,3 +128,16 @@ def test_what_exists_is_refused_without_overwrite(tmp_path, kind):
     files.refuse_existing(path, overwrite=True)
     with pytest.raises(DataError, match=r"result: already exists.*--overwrite"):
         files.refuse_existing(path, overwrite=False)
+
+
+def test_text_is_utf8_in_any_locale(tmp_path):
+    code = "import pathlib, sys; from femur_tf import files; path = pathlib.Path(sys.argv[1]); "
+    code += 'files.write_json(path, {}); files.write_text(path, \'{"site": "K\\u00f6ln"}\'); '
+    code += "sys.exit(files.read_json(path) != {'site': 'K\\u00f6ln'})"
+    path = tmp_path / "note.json"
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=plain, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == '{"site": "K\u00f6ln"}'.encode()

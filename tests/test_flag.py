@@ -39,7 +39,7 @@ def test_evaluation_writes_the_calibration_and_the_cohort(work, run):
     chosen = config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
     assert chosen.calibration != calibration.NONE
     assert config.load(quality.Cohort, run / bundle.COHORT).cases == 3  # the test case is left out
-    found = json.loads((work / "reports/default/validation.json").read_text())["reliability"]
+    found = json.loads((work / "reports/default/validation.json").read_text(encoding="utf-8"))["reliability"]
     assert found["after"]["expected_error"] <= found["before"]["expected_error"]
 
 
@@ -52,9 +52,9 @@ def test_a_loaded_model_is_calibrated(run):
 
 
 def test_evaluating_again_chooses_the_same(work, run):
-    before = (run / bundle.RECIPE).read_text()
+    before = (run / bundle.RECIPE).read_text(encoding="utf-8")
     evaluate.main(evaluate.EvaluateArguments(work, cohort=False))
-    assert (run / bundle.RECIPE).read_text() == before
+    assert (run / bundle.RECIPE).read_text(encoding="utf-8") == before
 
 
 def test_an_exported_model_keeps_the_cohort_and_is_calibrated_once(tmp_path, run):

@@ -64,7 +64,7 @@ def test_every_stage_has_the_patch_rule_of_the_plan(cohort, work):
 
 
 def test_the_recipe_was_chosen_on_validation_cases_alone(work):
-    chosen = json.loads((study.run_path(work, "tiny") / "recipe.json").read_text())
+    chosen = json.loads((study.run_path(work, "tiny") / "recipe.json").read_text(encoding="utf-8"))
     assert chosen["cases"] == [case.name for case in study.read_plan(work).part("validation")]
 
 
@@ -74,11 +74,11 @@ def test_the_report_of_the_test_has_every_score(work):
         (row,) = csv.DictReader(stream)
     assert row["case"] == "hip_04"
     assert 0 <= float(row["dice"]) <= 1
-    assert "hip_04" in (folder / "test.html").read_text()
+    assert "hip_04" in (folder / "test.html").read_text(encoding="utf-8")
 
 
 def test_a_training_of_seconds_ranks_bone_above_background(work):
-    assert json.loads((work / "reports" / "tiny" / "test.json").read_text())["auc"] > 0.7
+    assert json.loads((work / "reports" / "tiny" / "test.json").read_text(encoding="utf-8"))["auc"] > 0.7
 
 
 def test_a_new_scan_gets_a_mask_on_its_own_grid_from_the_exported_folder_alone(cohort, work, tmp_path):

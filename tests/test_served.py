@@ -90,7 +90,7 @@ def parse(name, text):
 
 @pytest.fixture(scope="module")
 def batching():
-    return parse("BatchingParameters", (SAVED_MODELS / "batching.config").read_text())
+    return parse("BatchingParameters", (SAVED_MODELS / "batching.config").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_warm_up_replayed_in_the_c_library_raises_nothing(version, logs, tmp
 
 def test_the_servers_models_parse_and_labels_name_loaded_versions():
     pb2 = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2", reason="needs the extra serving")
-    found = text_format.Parse((SAVED_MODELS / "models.config").read_text(), pb2.ModelServerConfig())
+    found = text_format.Parse((SAVED_MODELS / "models.config").read_text(encoding="utf-8"), pb2.ModelServerConfig())
     (model,) = found.model_config_list.config
     assert (model.name, model.base_path, model.model_platform) == (NAME, f"/models/{NAME}", "tensorflow")
     assert set(model.version_labels) == {"stable", "canary"}
@@ -220,17 +220,19 @@ def test_a_volume_of_the_warm_up_is_not_padded_to_two(batching, logs):
 
 
 def test_monitoring_is_on():
-    found = parse("MonitoringConfig", (SAVED_MODELS / "monitoring.config").read_text())
+    found = parse("MonitoringConfig", (SAVED_MODELS / "monitoring.config").read_text(encoding="utf-8"))
     assert found.prometheus_config.enable
     assert found.prometheus_config.path.startswith("/")
 
 
 def test_the_readme_names_the_files_and_the_model_as_they_are():
-    text = (SAVED_MODELS / "README.md").read_text()
+    text = (SAVED_MODELS / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"/models/([\w.]+\.config)", text))
     assert named == {path.name for path in SAVED_MODELS.glob("*.config")}
     assert set(re.findall(r"v1/models/(\w+)", text)) == {NAME}
-    path = parse("MonitoringConfig", (SAVED_MODELS / "monitoring.config").read_text()).prometheus_config.path
+    path = parse(
+        "MonitoringConfig", (SAVED_MODELS / "monitoring.config").read_text(encoding="utf-8")
+    ).prometheus_config.path
     assert path in text
 
 

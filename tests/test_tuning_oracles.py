@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import searches
 
@@ -202,7 +203,15 @@ def test_bayesian_search_learns(tmp_path):
     oracle = make(tmp_path, "bayesian", trials=15)
     run(oracle, 15)
     scores = [trial.score for trial in oracle.trials.values()]
-    assert max(scores[5:]) > max(scores[:5])
+    at_random = oracle.num_initial_points
+    assert np.mean(scores[at_random:]) > np.mean(scores[:at_random])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first"), [(3, 3), (8, 4), (12, 6), (20, 6), (45, 15), (900, len(SPACE.parameters) + 1)]
+)
+def test_bayesian_search_begins_at_random(tmp_path, wanted, first):
+    assert make(tmp_path, "bayesian", trials=wanted).num_initial_points == first
 
 
 def test_hyperband_continues_the_best_for_longer(tmp_path):

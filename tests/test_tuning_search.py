@@ -84,7 +84,7 @@ def has_checkpoint(folder, *numbers):
 
 def epochs_of(folder, trial):
     """Return the epochs in a trial's history."""
-    lines = (folder / f"trial_{trial}" / "run" / "history.csv").read_text().splitlines()[1:]
+    lines = (folder / f"trial_{trial}" / "run" / "history.csv").read_text(encoding="utf-8").splitlines()[1:]
     return [int(line.split(",")[0]) for line in lines]
 
 

@@ -135,7 +135,7 @@ def test_an_interrupted_trial_goes_on_at_its_epoch(work):
     again.search()
     (row,) = rows(again)
     assert (row.status, row.epochs) == (COMPLETED, 3)
-    history = (again.folder / "trial_0" / "run" / "history.csv").read_text().splitlines()
+    history = (again.folder / "trial_0" / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
     assert len(before) == 1
     assert len(history) == 4
 
@@ -223,10 +223,10 @@ def test_hyperband_goes_on_with_the_best_trials(work):
     later = [t for t in result.oracle.trials.values() if t.hyperparameters.values.get("tuner/trial_id")]
     assert later
     run = result.folder / f"trial_{later[0].trial_id}" / "run"
-    history = (run / "history.csv").read_text().splitlines()
+    history = (run / "history.csv").read_text(encoding="utf-8").splitlines()
     assert len(history) == 1 + 3
     past = result.folder / f"trial_{later[0].hyperparameters.values['tuner/trial_id']}" / "run" / "history.csv"
-    assert past.read_text().splitlines()[1] == history[1]
+    assert past.read_text(encoding="utf-8").splitlines()[1] == history[1]
 
 
 def test_a_run_is_not_adopted_twice_nor_from_nothing(tmp_path):
@@ -236,7 +236,7 @@ def test_a_run_is_not_adopted_twice_nor_from_nothing(tmp_path):
     files.write_text(tmp_path / "run" / "config.json", "own")
     files.write_json(callbacks.checkpoint_path(tmp_path / "past", 1) / "state.json", {})
     trainer.adopt(tmp_path / "past", tmp_path / "run", settings)
-    assert (tmp_path / "run" / "config.json").read_text() == "own"
+    assert (tmp_path / "run" / "config.json").read_text(encoding="utf-8") == "own"
 
 
 def test_the_stopwatch_tells_training_from_the_rest(monkeypatch):

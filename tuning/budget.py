@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from femur_tf import config, cost, records
+from femur_tf import config, cost, machine, records
 from femur_tf.config import RunConfig
 from femur_tf.errors import DataError
 from tuning import oracles, trials
@@ -44,7 +43,7 @@ def validation_examples(search: Search, manifest: records.Manifest) -> int | Non
 def seconds_an_example(settings: RunConfig) -> float:
     """Return how long training takes with one example, on a machine whose cores are like those measured."""
     macs = cost.macs_per_patch(settings.model, settings.data.patch)
-    return (AROUND_S + macs / RATE_OF_A_CORE) / (os.cpu_count() or 1)
+    return (AROUND_S + macs / RATE_OF_A_CORE) / machine.cores()
 
 
 def speeds(folder: Path) -> list[float]:

@@ -31,6 +31,8 @@ DRAWS = 20_000
 IN_A_ROW = 5
 """Trials that fail one after the other end a search: the next would fail, too."""
 BETA = 2.6
+AT_RANDOM = 6
+"""Trials drawn at random before the process is asked, or half of a short search; of a long one, a third."""
 PARTS = 9
 """Hyperband divides the minutes of a trial into so many parts, and begins with one of them."""
 ENDLESS = 1_000_000
@@ -262,5 +264,5 @@ def make(search: Search, space: Space, folder: Path) -> Durable:
     if search.algorithm == "hyperband":
         parts = PARTS if search.epochs is None else search.epochs
         return HyperbandOracle(space, search, folder, max_epochs=parts, factor=3, hyperband_iterations=ENDLESS)
-    first = max(3, min(search.trials // 3, len(space.parameters) + 1))
+    first = max(3, min(AT_RANDOM, search.trials // 2), min(search.trials // 3, len(space.parameters) + 1))
     return BayesianOracle(space, search, folder, max_trials=search.trials, num_initial_points=first, beta=BETA)

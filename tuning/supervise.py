@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from femur_tf import command, files
+from femur_tf import command, files, machine
 from tuning import launch, trials
 
 LOCAL = "FEMUR_TF_SUPERVISED"
@@ -72,7 +72,7 @@ def free_port() -> int:
 
 def shares(workers: int) -> int:
     """Return how many threads each worker computes with."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     return max(1, cores // workers)
 
 
@@ -132,7 +132,7 @@ class Member:
 
     def last_words(self) -> str:
         """Return the last line of the log."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1] if lines else "nothing in its log"
 
 
