@@ -38,11 +38,12 @@ def _read(shards: list[str], seed: int, number: tf.Tensor, shuffle: int) -> tf.d
     names = tf.constant(shards)
     if shuffle:
         names = tf.random.experimental.stateless_shuffle(names, seed=tf.stack([tf.cast(seed, tf.int64), number]))
+    in_turns = min(READERS, len(shards))
     dataset = tf.data.Dataset.from_tensor_slices(names).interleave(
         tf.data.TFRecordDataset,
-        cycle_length=min(READERS, len(shards)),
+        cycle_length=in_turns,
         block_length=32,
-        num_parallel_calls=machine.cores(),
+        num_parallel_calls=min(machine.cores(), in_turns),
         deterministic=True,
     )
     # In the graph of this pass: the order would else depend on the seed of the process, too.

@@ -308,3 +308,8 @@ def test_nothing_is_left_to_wait_for_when_batches_are_given_up(written):
     """With its tuning thread on, an iterator that is given up keeps one core busy for up to 20 seconds."""
     folder, manifest = written
     assert dataset.batches(folder, manifest, "train", batch=BATCH).options().autotune.enabled is False
+
+
+def test_more_cores_than_shards_read_them_all(written, monkeypatch):
+    monkeypatch.setattr(dataset.machine, "cores", lambda: 64)
+    assert sum(len(label) for _, label in read(written)) == written[1].count("train")

@@ -96,6 +96,6 @@ def test_the_speed_is_measured_on_finished_trials(tmp_path):
 def test_a_larger_network_takes_longer(monkeypatch):
     small, large = (SPACE.settings({**SPACE.default(), "filters_1": width}) for width in (8, 48))
     assert budget.seconds_an_example(small) < budget.seconds_an_example(large)
-    monkeypatch.setattr(budget.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(budget.machine, "cores", lambda: 1)
     macs = cost.macs_per_patch(small.model, small.data.patch)
     assert budget.seconds_an_example(small) == budget.AROUND_S + macs / budget.RATE_OF_A_CORE
