@@ -75,11 +75,11 @@ def rows(folder):
     return trials.read(folder)[1] if trials.search_path(folder).exists() else ()
 
 
-def has_checkpoint(folder, *numbers):
-    """Return whether trials are under way and have completed an epoch."""
+def checkpoints(folder):
+    """Return the epochs that trials under way have completed, as (trial, name of the checkpoint)."""
     running = {row.number for row in rows(folder) if row.status == RUNNING}
-    found = {int(path.parents[2].name[len("trial_") :]) for path in folder.glob("trial_*/run/checkpoint/epoch-*")}
-    return set(numbers) <= running & found
+    found = folder.glob("trial_*/run/checkpoint/epoch-*")
+    return {(n, p.name) for p in found if (n := int(p.parents[2].name[len("trial_") :])) in running}
 
 
 def epochs_of(folder, trial):
@@ -93,7 +93,7 @@ def test_a_search_killed_in_a_trial_goes_on_though_its_state_is_truncated(work):
     folder = work / "tuning" / "one"
     flags = ("--name", "one", "--trials", 3, "--epochs", 6, "--epoch-examples", 256)
     first = Started(work, *flags)
-    first.until(lambda: has_checkpoint(folder, 1))
+    first.until(lambda: any(number == 1 for number, _ in checkpoints(folder)))
     first.kill()
     before = rows(folder)
     assert [row.status for row in before] == [COMPLETED, RUNNING]
@@ -117,13 +117,15 @@ def test_a_team_survives_its_supervisor_a_worker_and_the_chief(work):
     folder = work / "tuning" / "two"
     flags = ("--name", "two", "--trials", 4, "--epochs", 8, "--epoch-examples", 256, "--workers", 2)
     first = Started(work, *flags)
-    first.until(lambda: has_checkpoint(folder, 0, 1))
+    first.until(lambda: checkpoints(folder))
     members = first.kill()
     assert len(members) == 3
     assert psutil.wait_procs(members, timeout=30)[1] == []
 
+    before = checkpoints(folder)
+
     team = Started(work, *flags)
-    team.until(lambda: team.member("worker-0") and has_checkpoint(folder, 0, 1))
+    team.until(lambda: team.member("worker-0") and checkpoints(folder) - before)
     team.member("worker-0").kill()
     team.until(lambda: sum(row.status == COMPLETED for row in rows(folder)) >= 1)
     team.member("chief").kill()
