@@ -79,7 +79,7 @@ def read_scans(arguments: CrfArguments) -> list[Scan]:
     plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
     folder = arguments.work / "crf" / arguments.run / files.sha256(bundle.folder / bundles.MODEL)[:12]
     scans = []
-    for case in plan.part("validation"):
+    for case in study.needed(arguments.work, plan, "validation"):
         loaded, path = study.load_case(plan, case), folder / f"{case.name}.npy"
         if not path.exists():
             _save(path, bundles.working_map(bundle, loaded.working).data)

@@ -197,7 +197,7 @@ def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
         "fast_bf16": config.PredictConfig(precision="bfloat16", fast=True),
     }
     changes = dict.fromkeys(ways, 0.0)
-    for case in plan.part("validation"):
+    for case in study.needed(work, plan, "validation"):
         loaded = study.load_case(plan, case)
         spacing_mm = loaded.image.volume.spacing_mm
         scores = {}

@@ -204,6 +204,7 @@ def measure(network: keras.Model, plan: study.Plan, part: study.Part, folder: Pa
 def main(arguments: UnetArguments) -> None:
     """Train, choose, measure, and print one JSON line."""
     plan = study.read_plan(arguments.work)
+    study.needed(arguments.work, plan, "validation")
     folder = arguments.work / "unet" / arguments.run
     state = train(folder, plan, arguments)
     network = keras.saving.load_model(folder / bundles.MODEL, compile=False)

@@ -45,7 +45,8 @@ class PlanArguments:
     test: str | None = None
     """Test cases, separated by commas, each by its whole name or the number it ends with."""
     validation: int | None = None
-    """Number of validation cases of a first plan, or with --new-split; by default 2. Later plans keep the share."""
+    """Number of validation cases of a first plan, or with --new-split; by default 2, and 0 to train on all that are not
+    for the test. Later plans keep the share."""
     spacing: str | None = None
     """Working spacing X,Y,Z in mm along right, anterior, superior; by default the cohort's median."""
     label: int | None = None

@@ -55,16 +55,16 @@ def first_split(names: Sequence[str], *, test: frozenset[str], validation: int, 
     Args:
       names: all cases.
       test: those kept for the test.
-      validation: number of validation cases; at least one case must remain for training.
+      validation: number of validation cases, 0 for none; at least one case must remain for training.
       seed: of the places.
 
     Raises:
-      DataError: `validation` is below 1 or leaves no case for training.
+      DataError: `validation` is below 0 or leaves no case for training.
     """
     others = sorted((name for name in names if name not in test), key=lambda name: place(name, seed))
-    if not 1 <= validation < len(others):
+    if not 0 <= validation < len(others):
         raise DataError(
-            "expected at least one validation case and one train case. "
+            "expected 0 validation cases or more, and at least one train case. "
             f"Received: {len(names)} cases, {len(test)} of them for the test, {validation} asked for validation."
         )
     chosen = set(others[:validation])
@@ -83,7 +83,7 @@ def later_split(
       seed: of the places.
 
     Raises:
-      DataError: no case is left for training or for validation.
+      DataError: no case is left for training, or for validation where the earlier split had one.
     """
     kept = frozenset(name for name, part in earlier.items() if part == "test")
     tested = kept if test is None else test
@@ -91,9 +91,10 @@ def later_split(
     highest = max((place(name, seed) for name in known), default=-1.0)
     fresh = {name for name in names if earlier.get(name) in (None, "test") and place(name, seed) <= highest}
     parts = {name: _part(name, test=tested, validation=known | fresh) for name in names}
-    if not {"train", "validation"} <= set(parts.values()):
+    needed: set[Part] = {"train", "validation"} if known else {"train"}
+    if not needed <= set(parts.values()):
         raise DataError(
-            "expected a train case and a validation case at least. "
+            f"expected a {' case and a '.join(sorted(needed))} case at least. "
             f"Received: none left among {', '.join(names)}. Pass --new-split to draw the split anew."
         )
     return parts

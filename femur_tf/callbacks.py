@@ -134,7 +134,9 @@ def checkpoints(folder: Path) -> list[Path]:
 class Checkpoint(keras.callbacks.Callback):
     """Writes the checkpoint, the history and the best model at each epoch's end, each file whole."""
 
-    def __init__(self, folder: Path, state: State, progress: Progress, stopping: keras.callbacks.EarlyStopping) -> None:
+    def __init__(
+        self, folder: Path, state: State, progress: Progress, stopping: keras.callbacks.EarlyStopping | None
+    ) -> None:
         """Keep what is saved.
 
         Args:
@@ -142,13 +144,15 @@ class Checkpoint(keras.callbacks.Callback):
           state: of the run, changed in place.
           progress: holds the clock.
           stopping: its counters are restored at the start; list it, as all that may stop the run, before this
-            callback.
+            callback. None without validation, where each epoch's model is the one to keep.
         """
         super().__init__()
         self.folder, self.state, self.progress, self.stopping = folder, state, progress, stopping
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Hand the counters of the interrupted run to `EarlyStopping`, which has just reset them."""
+        if self.stopping is None:
+            return
         self.stopping.wait = self.state.waited
         if math.isfinite(self.state.best_loss):
             self.stopping.best = self.state.best_loss
@@ -172,8 +176,9 @@ class Checkpoint(keras.callbacks.Callback):
         """Bring the state to the end of an epoch."""
         state = self.state
         state.epoch, state.seconds = epoch + 1, self.progress.clock.seconds()
-        state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
-        state.best_loss = min(state.best_loss, values["val_loss"])
+        if self.stopping is not None:
+            state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
+            state.best_loss = min(state.best_loss, values["val_loss"])
         state.finished = bool(self.model.stop_training) or state.epoch >= self.params["epochs"]
         rate = float(self.model.optimizer.learning_rate)
         state.history.append({"epoch": epoch + 1, "seconds": state.seconds, "learning_rate": rate, **values})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from femur_tf.config_json import differences as differences
 from femur_tf.config_json import from_dict as from_dict
 from femur_tf.config_json import load as load
 from femur_tf.config_json import to_dict as to_dict

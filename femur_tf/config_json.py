@@ -90,3 +90,24 @@ def load(kind: type[T], path: Path) -> T:
       DataError: not JSON, or not the fields of `kind`.
     """
     return from_dict(kind, read_json(path), str(path))
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted names of the fields in which two configs, as `to_dict` gives them, differ.
+
+    Example:
+      >>> differences({"train": {"batch": 64, "seed": 1}}, {"train": {"batch": 32, "seed": 1}})
+      {'train.batch'}
+    """
+    found = set()
+    for name in one:
+        if isinstance(one[name], dict):
+            found |= differences(one[name], other[name], f"{prefix}{name}.")
+        elif _plain(one[name]) != _plain(other[name]):
+            found.add(prefix + name)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, as JSON has them."""
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -28,7 +28,8 @@ class EvaluateArguments:
 
     Example: python -m femur_tf.evaluate work/ --run default && python -m femur_tf.evaluate work/ --part test
 
-    Every score is against the untouched reference mask, on its own grid.
+    Every score is against the untouched reference mask, on its own grid. A run that was trained on all cases takes
+    the recipe of one that was not: python -m femur_tf.evaluate all/ --recipe-from work/runs/default
     """
 
     work: command.Work
@@ -42,6 +43,9 @@ class EvaluateArguments:
     """Least specificity over all voxels, with --cutoff specificity; by default 0.99."""
     cohort: bool = True
     """On validation, also measure what is usual among training and validation cases, for the quality flag."""
+    recipe_from: Path | None = None
+    """A run of the same settings, made with validation cases, whose cut-off, steps and calibration are taken over; in a
+    study without validation cases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,49 +111,6 @@ def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, o
     files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
 
 
-def _choose(
-    bundle: Bundle, maps: list[CaseMap], raw: metrics.VoxelCounts, arguments: EvaluateArguments
-) -> ChosenRecipe:
-    """Fit the calibration, choose the recipe for calibrated probabilities, and save both in the run folder.
-
-    Args:
-      bundle: the model, not calibrated.
-      maps: of the validation cases.
-      raw: their `case_maps.raw_counts`.
-      arguments: the command's.
-
-    Raises:
-      DataError: the validation cases do not allow the choice asked for.
-    """
-    from femur_tf import bundle as bundles
-
-    names = tuple(one.loaded.case.name for one in maps)
-    method = arguments.cutoff or "dice"
-    least = SPECIFICITY if arguments.specificity is None else arguments.specificity
-    try:
-        fitted = calibration.fit(raw)
-        choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=least)
-    except ValueError as error:
-        raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
-    chosen = bundles.ChosenRecipe(choice.recipe, method, names, choice.auc, choice.raw_dice, choice.dice, fitted)
-    files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
-    command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
-    return chosen
-
-
-def _save_cohort(bundle: Bundle, plan: study.Plan, chosen: ChosenRecipe) -> None:
-    """Measure what is usual among training and validation cases, for the quality flag."""
-    from femur_tf import bundle as bundles
-    from femur_tf import case_maps
-
-    found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration)
-    if found is None:
-        command.warn("The quality flag needs two training or validation cases or more: it is left out.")
-        return
-    files.write_json(bundle.folder / bundles.COHORT, config.to_dict(found))
-    command.say(f"Cohort of {found.cases} cases saved: {bundle.folder / bundles.COHORT}")
-
-
 def _reliability(raw: metrics.VoxelCounts, calibrated: metrics.VoxelCounts) -> dict[str, dict[str, object]]:
     """Return how probabilities compare with the share of bone, before and after calibration."""
     result: dict[str, dict[str, object]] = {}
@@ -182,6 +143,9 @@ def _check_choice(arguments: EvaluateArguments) -> None:
             f"Expected no choice on test cases. Received: {' and '.join(asked)} with --part test. Choose on validation "
             f"cases: python -m femur_tf.evaluate {arguments.work} --run {arguments.run} {asked[0]} ..."
         )
+    if arguments.recipe_from and (asked or arguments.part == "test"):
+        other = asked[0] if asked else "--part test"
+        raise DataError(f"Expected --recipe-from alone, which chooses nothing. Received: {other} as well.")
     if arguments.specificity is not None and arguments.cutoff != "specificity":
         raise DataError("Expected --cutoff specificity with --specificity. Received: --specificity without it.")
 
@@ -203,6 +167,55 @@ def _write_page(
     page.write(path)
 
 
+def _load(arguments: EvaluateArguments) -> Bundle:
+    """Return the run, not calibrated; TensorFlow is loaded.
+
+    Raises:
+      DataError: there is no trained run of that name.
+    """
+    run = study.run_path(arguments.work, arguments.run)
+    if not (run / "model.keras").exists():
+        raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
+    quiet.start_tensorflow()
+    from femur_tf import bundle as bundles
+
+    return bundles.load(run, calibrated=False)
+
+
+def adopt(arguments: EvaluateArguments) -> None:
+    """Take over another run's recipe, in a study without validation cases.
+
+    Raises:
+      DataError: no plan, no run; a study with validation cases; the other run has other settings or no recipe.
+    """
+    _check_choice(arguments)
+    plan = study.read_plan(arguments.work)
+    if names := [case.name for case in plan.part("validation")]:
+        raise DataError(
+            f"{study.plan_path(arguments.work)}: expected no validation cases with --recipe-from. "
+            f"Received: {', '.join(names)}. Leave it out: the recipe is chosen on them."
+        )
+    bundle = _load(arguments)
+    from femur_tf import bundle as bundles
+    from femur_tf import choosing
+
+    chosen = choosing.adopt(bundle, bundles.load(arguments.recipe_from or bundle.folder, calibrated=False))
+    if arguments.cohort:
+        choosing.save_cohort(bundle, plan, chosen)
+
+
+def _chosen(
+    bundle: Bundle, maps: list[CaseMap], raw: metrics.VoxelCounts, arguments: EvaluateArguments
+) -> ChosenRecipe:
+    """Return the recipe: chosen on validation cases, for test cases the one saved before."""
+    from femur_tf import choosing
+
+    if arguments.part == "test" and bundle.chosen:
+        return bundle.chosen
+    least = SPECIFICITY if arguments.specificity is None else arguments.specificity
+    return choosing.choose(bundle, maps, raw, method=arguments.cutoff or "dice", specificity=least)
+
+
 def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     """Score one part of a study; on validation cases choose the recipe first.
 
@@ -214,22 +227,15 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     """
     _check_choice(arguments)
     plan = study.read_plan(arguments.work)
-    cases = plan.part(arguments.part)
-    if not cases:
-        raise DataError(f"{study.plan_path(arguments.work)}: expected {arguments.part} cases. Received: none.")
-    run = study.run_path(arguments.work, arguments.run)
-    if not (run / "model.keras").exists():
-        raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
-    quiet.start_tensorflow()
-    from femur_tf import bundle as bundles
-    from femur_tf import case_maps
+    cases = study.needed(arguments.work, plan, arguments.part)
+    bundle = _load(arguments)
+    from femur_tf import case_maps, choosing
 
-    bundle = bundles.load(run, calibrated=False)
     if arguments.part == "test":
         _ = bundle.recipe  # raises where none has been chosen
     maps = [case_maps.read(bundle, plan, case) for case in cases]
     raw = case_maps.raw_counts(maps)
-    chosen = bundle.chosen if arguments.part == "test" and bundle.chosen else _choose(bundle, maps, raw, arguments)
+    chosen = _chosen(bundle, maps, raw, arguments)
     samples = [one.sample(chosen.calibration) for one in maps]
     masks = [postprocess.apply(s.probability, chosen.recipe, spacing_mm=s.spacing_mm) for s in samples]
     scores = [
@@ -251,7 +257,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     title = f"{arguments.run}: {arguments.part} cases"
     _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.recipe.cutoff))
     if arguments.part == "validation" and arguments.cohort:
-        _save_cohort(bundle, plan, chosen)
+        choosing.save_cohort(bundle, plan, chosen)
     return scores
 
 
@@ -263,7 +269,10 @@ def show(title: str, scores: list[CaseScore]) -> None:
 
 
 def main(arguments: EvaluateArguments) -> None:
-    """Evaluate, and print one table."""
+    """Evaluate, and print one table; or take over a recipe."""
+    if arguments.recipe_from:
+        adopt(arguments)
+        return
     show(f"Run {arguments.run}, {arguments.part} cases", evaluate(arguments))
     command.say(f"Report: {arguments.work / 'reports' / arguments.run / (arguments.part + '.html')}")
 

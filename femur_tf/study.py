@@ -106,6 +106,21 @@ def read_plan(work: Path) -> Plan:
     return plan
 
 
+def needed(work: Path, plan: Plan, part: Part) -> tuple[Case, ...]:
+    """Return the cases of one part of the split.
+
+    Raises:
+      DataError: there are none.
+    """
+    cases = plan.part(part)
+    if not cases:
+        raise DataError(
+            f"{plan_path(work)}: expected {part} cases. Received: none. Plan some: python -m data_prep.plan {work} "
+            f"--{part} ... --new-split --overwrite"
+        )
+    return cases
+
+
 def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:
     """Bring a volume to the working grid: canonical axes, working spacing, uint8.
 

@@ -109,10 +109,11 @@ def main(arguments: TrainArguments) -> None:
     from femur_tf import training
 
     state = training.train(folder, run, chosen, overwrite=arguments.overwrite)
-    names = ("loss", "val_loss", "val_auc", "val_dice")
+    names = [name for name in ("loss", "val_loss", "val_auc", "val_dice") if name in state.history[-1]]
     rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
     command.table(f"Run {run}", ("epoch", "minutes", *names), rows)
-    command.say(f"Next: python -m femur_tf.evaluate {arguments.work} --run {run.name}")
+    recipe = "" if manifest.count("validation") else " --recipe-from RUN_WITH_VALIDATION_CASES"
+    command.say(f"Next: python -m femur_tf.evaluate {arguments.work} --run {run.name}{recipe}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ runs/NAME/config.json           the RunConfig, and the run's seed
 runs/NAME/checkpoint/epoch-0007 model with optimizer state, and what else a resumed run needs
 runs/NAME/history.csv           one row an epoch
 runs/NAME/logs/                 TensorBoard
-runs/NAME/model.keras           the epoch with the lowest validation loss
+runs/NAME/model.keras           the epoch with the lowest validation loss; of a study without validation cases, the last
 """
 
 from __future__ import annotations
@@ -98,28 +98,12 @@ def _refuse_other_settings(folder: Path, settings: config.RunConfig) -> None:
     if not path.exists():
         return
     found = config.to_dict(config.load(config.RunConfig, path))
-    differing = sorted(_differences(found, config.to_dict(settings)))
+    differing = sorted(config.differences(found, config.to_dict(settings)))
     if differing:
         raise DataError(
             f"{path}: expected the settings of this command. Received: another {', '.join(differing)}. "
             "Choose another name with --run, or start it anew with --overwrite."
         )
-
-
-def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the dotted names of the fields in which two nested dictionaries differ."""
-    found = set()
-    for name in one:
-        if isinstance(one[name], dict):
-            found |= _differences(one[name], other[name], f"{prefix}{name}.")
-        elif _plain(one[name]) != _plain(other[name]):
-            found.add(prefix + name)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return tuples as lists, as JSON has them."""
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def announce_device() -> None:
@@ -136,17 +120,20 @@ def _callbacks(
     state: State,
     progress: Progress,
     further: Sequence[keras.callbacks.Callback],
+    *,
+    validated: bool,
 ) -> list[keras.callbacks.Callback]:
     """Return what happens around the epochs. The last one saves what the others decided."""
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    return [progress, stopping, board, *further, Checkpoint(folder, state, progress, stopping)]
+    saved = Checkpoint(folder, state, progress, stopping)
+    return [progress, *([stopping] if stopping else []), board, *further, saved]
 
 
 def _examples(
     folder: Path, manifest: records.Manifest, settings: config.RunConfig, epochs: range, steps: int
 ) -> tuple[Any, Any]:
-    """Return the batches to train with, `steps` an epoch, and those to validate with."""
+    """Return the batches to train with, `steps` an epoch, and those to validate with, None without validation cases."""
     chosen = settings.train
     batches = functools.partial(dataset.batches, folder, manifest, batch=chosen.batch, rule=settings.data.patch)
     drawn = batches(
@@ -157,7 +144,8 @@ def _examples(
         epochs=epochs,
         steps=steps,
     )
-    return drawn, batches("validation", limit=chosen.validation_examples)
+    validated = manifest.count("validation")
+    return drawn, batches("validation", limit=chosen.validation_examples) if validated else None
 
 
 def train(
@@ -213,7 +201,7 @@ def train(
             steps_per_epoch=steps,
             shuffle=False,  # Keras warns otherwise; the dataset shuffles
             class_weight={0: 1.0, 1: chosen.bone_weight} if chosen.loss == "weighted" else None,
-            callbacks=_callbacks(folder, chosen, state, progress, callbacks),
+            callbacks=_callbacks(folder, chosen, state, progress, callbacks, validated=validation is not None),
             verbose=0,
         )
     return state

@@ -20,7 +20,18 @@ ROWS = (
     | {"tiles", "measures", "quality", "calibration"},
     {"image_io", "records", "study", "quiet", "mined_records", "cost"},
     {"dataset", "draws", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"},
-    {"training", "callbacks", "memory", "evaluator", "segment_graph", "predict", "bundle", "case_maps", "recipe"}
+    {
+        "training",
+        "callbacks",
+        "memory",
+        "evaluator",
+        "segment_graph",
+        "predict",
+        "bundle",
+        "case_maps",
+        "recipe",
+        "choosing",
+    }
     | {"signatures", "served", "export", "wire", "wire_grpc", "wire_rest"},
     {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review", "scans", "reliability_picture"},
 )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 
 import bright
 import numpy as np
@@ -161,6 +162,49 @@ def test_a_specificity_that_would_be_ignored_or_cannot_be_had_is_refused(work):
         choose(work, specificity=0.9)
     with pytest.raises(DataError, match="hip_03: expected a specificity of at most 1"):
         choose(work, cutoff="specificity", specificity=2.0)
+
+
+def all_train(work):
+    """Make every case but the test's one to train with; return the run folder of the study that it was."""
+    plan = study.read_plan(work)
+    cases = tuple(c if c.part == "test" else dataclasses.replace(c, part="train") for c in plan.cases)
+    files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=cases)))
+    other = work / "runs" / "earlier"
+    shutil.copytree(work / "runs" / "default", other)
+    for name in (bundle.RECIPE, bundle.COHORT):
+        (work / "runs" / "default" / name).unlink(missing_ok=True)
+    return other
+
+
+def test_a_run_on_all_cases_takes_over_a_recipe(work):
+    choose(work)
+    earlier = all_train(work)
+    evaluate.main(EvaluateArguments(work, recipe_from=earlier))
+    run = work / "runs" / "default"
+    found = bundle.load(run)
+    assert found.chosen == bundle.load(earlier).chosen
+    assert found.cohort.cases == 3
+    assert [score.case for score in choose(work, part="test")] == ["hip_04"]
+
+
+def test_a_recipe_of_other_settings_is_refused_and_named(work):
+    choose(work)
+    earlier = all_train(work)
+    found = files.read_json(earlier / bundle.CONFIG)
+    found["train"] |= {"batch": 7, "seed": 7, "epochs": 7}
+    files.write_json(earlier / bundle.CONFIG, found)
+    with pytest.raises(DataError, match=r"earlier: expected a run of the same settings.*another train\.batch\. Train"):
+        evaluate.main(EvaluateArguments(work, recipe_from=earlier))
+    with pytest.raises(DataError, match="Choose one on the validation cases first"):
+        evaluate.main(EvaluateArguments(work, recipe_from=work / "runs" / "default"))
+
+
+def test_a_recipe_is_taken_over_without_validation_cases_alone(work):
+    with pytest.raises(DataError, match=r"expected no validation cases with --recipe-from\. Received: hip_03"):
+        evaluate.main(EvaluateArguments(work, recipe_from=work))
+    for options, named in (({"part": "test"}, "--part test"), ({"cutoff": "dice"}, "--cutoff")):
+        with pytest.raises(DataError, match=f"Expected --recipe-from alone.*{named} as well"):
+            evaluate.main(EvaluateArguments(work, recipe_from=work, **options))
 
 
 def test_a_study_without_that_run_or_that_part_is_told_what_to_do(work, tmp_path):

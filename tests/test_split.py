@@ -91,10 +91,22 @@ def test_a_case_that_leaves_moves_no_other_one() -> None:
     assert later_split(rest, first, test=None, seed=SEED) == {name: first[name] for name in rest}
 
 
-@pytest.mark.parametrize("validation", [-1, 0, 11, 12])
-def test_a_split_without_train_or_validation_cases_is_refused(validation: int) -> None:
-    with pytest.raises(ValueError, match=r"at least one validation case.*15 cases, 4 of them for the test"):
+@pytest.mark.parametrize("validation", [-1, 11, 12])
+def test_a_split_without_train_cases_is_refused(validation: int) -> None:
+    with pytest.raises(ValueError, match=r"at least one train case.*15 cases, 4 of them for the test"):
         first_split(NAMES, test=frozenset(NAMES[:4]), validation=validation, seed=SEED)
+
+
+def test_a_split_without_validation_cases_stays_one() -> None:
+    first = first_split(NAMES[:9], test=frozenset(NAMES[:4]), validation=0, seed=SEED)
+    assert [list(first.values()).count(part) for part in ("train", "validation", "test")] == [5, 0, 4]
+    later = later_split(NAMES, first, test=None, seed=SEED)
+    assert [list(later.values()).count(part) for part in ("train", "validation", "test")] == [11, 0, 4]
+
+
+def test_a_later_split_that_loses_its_validation_cases_is_refused() -> None:
+    with pytest.raises(ValueError, match="a train case and a validation case at least"):
+        later_split(["b"], {"a": "validation", "b": "train"}, test=frozenset(), seed=SEED)
 
 
 def test_a_later_split_without_train_cases_is_refused() -> None:

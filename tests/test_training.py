@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import callbacks, config, files, training
+from femur_tf import callbacks, config, files, study, training
 from femur_tf.callbacks import State
 from femur_tf.config import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from femur_tf.errors import DataError
@@ -250,6 +250,23 @@ def test_minutes_end_a_run_within_an_epoch(written, tmp_path, monkeypatch):
     rates = [row["learning_rate"] for row in state.history]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.05 * TRAIN.learning_rate  # the cosine ends with the minutes
+
+
+def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    cases = tuple(case for case in plan.cases if case.part == "train")
+    files.write_json(study.plan_path(tmp_path), config.to_dict(dataclasses.replace(plan, cases=cases)))
+    tiny.write_its_records(tmp_path)
+    run = tmp_path / "runs" / "all"
+    with killed_after(1), pytest.raises(Killed):
+        training.train(tmp_path / "records", run, settings(epochs=3))
+    state = training.train(tmp_path / "records", run, settings(epochs=3))
+    assert (state.finished, state.epoch, state.best_loss) == (True, 3, math.inf)
+    assert not any(name.startswith("val_") for row in state.history for name in row)
+    kept = keras.saving.load_model(run / "model.keras").get_weights()
+    last = keras.saving.load_model(callbacks.checkpoint_path(run, 3) / "model.keras").get_weights()
+    for one, other in zip(kept, last, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path):

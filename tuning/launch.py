@@ -69,8 +69,8 @@ def settings(wanted: Wanted) -> Search:
     Space(manifest.data, wanted.max_cost)
     if not manifest.count("validation"):
         raise DataError(f"{records.manifest_path(folder)}: expected validation examples. Received: none.")
-    if wanted.objective == "dice" and not study.read_plan(wanted.work).part("validation"):
-        raise DataError(f"{study.plan_path(wanted.work)}: --objective dice needs validation cases. Received: none.")
+    if wanted.objective == "dice":
+        study.needed(wanted.work, study.read_plan(wanted.work), "validation")
     return Search(
         algorithm=wanted.algorithm,
         objective=wanted.objective,

@@ -10,7 +10,6 @@ from femur_tf import bundle as bundles
 from femur_tf import calibration, case_maps, recipe, study
 from femur_tf.callbacks import State
 from femur_tf.case_maps import CaseMap
-from femur_tf.errors import DataError
 from tuning.early import COLUMNS
 from tuning.trials import Objective
 
@@ -28,10 +27,7 @@ def _cases(work: Path) -> Sequence[study.LoadedCase]:
       DataError: the study has none.
     """
     plan = study.read_plan(work)
-    cases = plan.part("validation")
-    if not cases:
-        raise DataError(f"{study.plan_path(work)}: expected validation cases for --objective dice. Received: none.")
-    return [study.load_case(plan, case) for case in cases]
+    return [study.load_case(plan, case) for case in study.needed(work, plan, "validation")]
 
 
 def whole_volume_dice(work: Path, run: Path) -> float:

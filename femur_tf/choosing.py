@@ -1,0 +1,84 @@
+"""What is chosen for a run and saved beside its model: calibration and recipe, and what is usual among its cases.
+
+A run whose study has validation cases chooses on them. One that was trained on all cases, to make use of each, has
+none left: it takes over what a run of the same settings chose that was trained on a part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from femur_tf import bundle as bundles
+from femur_tf import calibration, case_maps, command, config, files, metrics, recipe, study
+from femur_tf.errors import DataError
+
+MAY_DIFFER = {"train.epochs", "train.minutes", "train.patience", "train.seed"}
+"""Of two runs alike: one that early stopping ended is repeated by `--epochs`."""
+
+
+def choose(
+    bundle: bundles.Bundle,
+    maps: Sequence[case_maps.CaseMap],
+    raw: metrics.VoxelCounts,
+    *,
+    method: recipe.Method,
+    specificity: float,
+) -> bundles.ChosenRecipe:
+    """Fit the calibration, choose the recipe for calibrated probabilities, and save both in the run folder.
+
+    Args:
+      bundle: the model, not calibrated.
+      maps: of the validation cases.
+      raw: their `case_maps.raw_counts`.
+      method: how the ROC gives the cut-off.
+      specificity: least specificity, for that method.
+
+    Raises:
+      DataError: the validation cases do not allow the choice asked for.
+    """
+    names = tuple(one.loaded.case.name for one in maps)
+    try:
+        fitted = calibration.fit(raw)
+        choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=specificity)
+    except ValueError as error:
+        raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
+    chosen = bundles.ChosenRecipe(choice.recipe, method, names, choice.auc, choice.raw_dice, choice.dice, fitted)
+    _save(bundle, chosen)
+    return chosen
+
+
+def adopt(bundle: bundles.Bundle, other: bundles.Bundle) -> bundles.ChosenRecipe:
+    """Take over another run's calibration and recipe, and save them in the run folder.
+
+    Args:
+      bundle: the model, not calibrated.
+      other: a run with a recipe.
+
+    Raises:
+      DataError: the other run has no recipe, or other settings.
+    """
+    _ = other.recipe  # raises where none has been chosen
+    differing = config.differences(config.to_dict(bundle.settings), config.to_dict(other.settings)) - MAY_DIFFER
+    if differing or other.chosen is None:
+        raise DataError(
+            f"{other.folder}: expected a run of the same settings, whose calibration fits. "
+            f"Received: another {', '.join(sorted(differing))}. Train this run with the settings of that one."
+        )
+    _save(bundle, other.chosen)
+    return other.chosen
+
+
+def _save(bundle: bundles.Bundle, chosen: bundles.ChosenRecipe) -> None:
+    """Write the recipe beside the model."""
+    files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
+    command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
+
+
+def save_cohort(bundle: bundles.Bundle, plan: study.Plan, chosen: bundles.ChosenRecipe) -> None:
+    """Measure what is usual among training and validation cases, for the quality flag."""
+    found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration)
+    if found is None:
+        command.warn("The quality flag needs two training or validation cases or more: it is left out.")
+        return
+    files.write_json(bundle.folder / bundles.COHORT, config.to_dict(found))
+    command.say(f"Cohort of {found.cases} cases saved: {bundle.folder / bundles.COHORT}")
