@@ -48,9 +48,9 @@ class WriteArguments:
 
 
 def fingerprint(plan: study.Plan, case: study.Case, mode: records.Mode) -> str:
-    """Return a digest of all that a case's records are made from: settings, files, mode."""
-    stamps = [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in (case.image, case.mask)]
-    made_from = [config.to_dict(plan.data), plan.label, config.to_dict(case), stamps, mode]
+    """Return a digest of all that a case's records are made from: settings, files, mode; not of where the files lie."""
+    inputs = [study.digests(Path(path)) for path in (case.image, case.mask)]
+    made_from = [config.to_dict(plan.data), plan.label, case.name, case.part, inputs, mode]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 

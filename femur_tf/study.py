@@ -13,6 +13,7 @@ reads it from here.
 from __future__ import annotations
 
 import dataclasses
+import glob
 from pathlib import Path
 from typing import Literal
 
@@ -119,6 +120,16 @@ def needed(work: Path, plan: Plan, part: Part) -> tuple[Case, ...]:
             f"--{part} ... --new-split --overwrite"
         )
     return cases
+
+
+def digests(path: Path) -> list[str]:
+    """Return the digests of all files of an image, wherever they lie and whenever they were written.
+
+    Args:
+      path: a DICOM folder; or a file, whose detached voxels (NRRD, MetaImage) lie beside it under the same name.
+    """
+    beside = path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*")
+    return sorted(files.sha256(found) for found in (path.rglob("*") if path.is_dir() else beside) if found.is_file())
 
 
 def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:

@@ -27,7 +27,7 @@ class Killed(RuntimeError):
 @pytest.fixture
 def small(monkeypatch):
     """A U-Net and epochs small enough for tests."""
-    monkeypatch.setattr(unet, "FILTERS", (2, 2, 2, 2, 2))
+    monkeypatch.setattr(unet, "FILTERS", (2, 2, 2))
     for module in (crops, unet):
         monkeypatch.setattr(module, "STEPS", STEPS)
     # Two epochs, whatever the machine: the clock advances by one a step.

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
+import shutil
 import types
 from pathlib import Path
 
@@ -188,6 +189,18 @@ def test_a_finished_set_is_not_written_again(tmp_path, in_threads):
     assert times_ns(tmp_path) == before
 
 
+def test_files_that_were_copied_elsewhere_are_the_same_input(tmp_path, in_threads):
+    one, other = tmp_path / "one", tmp_path / "other"
+    tiny.write_study(one)
+    write_records.write(one)
+    shutil.copytree(one, other, copy_function=shutil.copy)  # with new times
+    text = study.plan_path(other).read_text(encoding="utf-8").replace(str(one), str(other))
+    study.plan_path(other).write_text(text, encoding="utf-8")
+    before = times_ns(other)
+    write_records.write(other)
+    assert times_ns(other) == before
+
+
 def remove(path):
     """Lose a file."""
     path.unlink()
@@ -240,8 +253,21 @@ def change_seed(work):
 
 
 def change_mask(work):
-    """Touch a mask, as an edit would."""
-    os.utime(work / "masks/hip_01.nii.gz", ns=(1, 1))
+    """Add a voxel to a mask."""
+    path = work / "masks/hip_01.nii.gz"
+    mask = nibabel.load(path)
+    data = np.asarray(mask.dataobj).copy()
+    data[0, 0, 0] = 1
+    nibabel.save(nibabel.Nifti1Image(data, mask.affine), path)
+
+
+def test_an_image_of_several_files_has_the_digest_of_each(tmp_path):
+    for name in ("hip_1.nhdr", "hip_1.raw.gz", "hip_10.nhdr", "series/a.dcm", "series/b.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = study.digests(tmp_path / "hip_1.nhdr")
+    assert found == sorted(files.sha256(tmp_path / name) for name in ("hip_1.nhdr", "hip_1.raw.gz"))
+    assert len(study.digests(tmp_path / "series")) == 2
 
 
 @pytest.mark.parametrize(
