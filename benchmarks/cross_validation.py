@@ -3,7 +3,9 @@
 Example: python -m benchmarks.cross_validation work/ --minutes 10
 
 Each fold is left out once, as the test part of a study of its own (WORK/folds/): another case chooses the recipe, the
-others train. Test cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
+others train. `pooled` is the Dice with a recipe and a calibration that the left-out cases of the other folds have
+chosen: several annotated cases in place of one, none of them the case itself, though maps of another network. Test
+cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -65,23 +68,43 @@ def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.P
     return result
 
 
+def pooled(folders: Sequence[Path]) -> dict[str, float]:
+    """Return the Dice of each left-out case, with the recipe that the left-out cases of the other folds choose."""
+    from femur_tf import calibration, case_maps, metrics, postprocess, recipe
+
+    maps = [derived.left_out(folder)[1] for folder in folders]
+    result = {}
+    for number, fold in enumerate(maps):
+        others = [one for place, some in enumerate(maps) if place != number for one in some]
+        fitted = calibration.fit(case_maps.raw_counts(others))
+        chosen = recipe.choose([one.sample(fitted) for one in others]).recipe
+        for one in fold:
+            sample = one.sample(fitted)
+            mask = postprocess.apply(sample.probability, chosen, spacing_mm=sample.spacing_mm)
+            result[one.loaded.case.name] = metrics.dice(mask, sample.reference)
+    return result
+
+
 def main(arguments: FoldsArguments) -> None:
     """Train and score every fold; print a table and one JSON line."""
     names = [case.name for case in study.read_plan(arguments.work).cases if case.part != "test"]
     found = folds(names, arguments.folds, arguments.seed)
     quiet.start_tensorflow()
-    rows = []
+    rows, folders = [], []
     for number, parts in enumerate(found):
         folder = arguments.work / "folds" / f"{arguments.folds}-{number}-{arguments.minutes:g}min-{arguments.seed}"
         derived.derive(arguments.work, folder, parts)
         rows += derived.scores(folder, arguments.minutes, arguments.processes)
-    table = np.array([[row[name] for name in NAMES] for row in rows], float)
+        folders.append(folder)
+    again = pooled(folders)
+    table = np.array([[*(row[name] for name in NAMES), again[row["case"]]] for row in rows], float)
+    columns = (*NAMES, "pooled")
     mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=1)
     lines = [(row["case"], *(f"{v:.3f}" for v in values)) for row, values in zip(rows, table, strict=True)]
     lines.append(("mean", *(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, deviation, strict=True))))
-    command.table(f"{arguments.folds} folds of {len(names)} cases", ("case", *NAMES), sorted(lines[:-1]) + lines[-1:])
-    line = {name: {"mean": float(m), "sd": float(d)} for name, m, d in zip(NAMES, mean, deviation, strict=True)}
-    command.say(json.dumps(line | {"cases": {row["case"]: row["dice"] for row in rows}}))
+    command.table(f"{arguments.folds} folds of {len(names)} cases", ("case", *columns), sorted(lines[:-1]) + lines[-1:])
+    line = {name: {"mean": float(m), "sd": float(d)} for name, m, d in zip(columns, mean, deviation, strict=True)}
+    command.say(json.dumps(line | {"cases": {row["case"]: row["dice"] for row in rows}, "pooled_cases": again}))
 
 
 if __name__ == "__main__":

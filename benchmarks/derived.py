@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep import write_records
 from femur_tf import command, config, evaluate, files, records, study
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+    from femur_tf.case_maps import CaseMap
 
 PRESET = "default"
 SHARE = 6
@@ -42,6 +46,21 @@ def derive(work: Path, folder: Path, parts: Mapping[str, study.Part]) -> None:
     patch = config.PRESETS[PRESET].patch(plan.data.patch)
     derived = study.Plan(cases, dataclasses.replace(plan.data, patch=patch), plan.label)
     files.write_json(study.plan_path(folder), config.to_dict(derived))
+
+
+def left_out(folder: Path) -> tuple[Bundle, list[CaseMap]]:
+    """Return the run of a derived study, not calibrated, and the maps of its test cases.
+
+    Raises:
+      DataError: the run or its recipe is missing.
+    """
+    from femur_tf import bundle as bundles
+    from femur_tf import case_maps
+
+    bundle = bundles.load(study.run_path(folder, PRESET), calibrated=False)
+    _ = bundle.recipe  # raises where none has been chosen
+    plan = study.read_plan(folder)
+    return bundle, [case_maps.read(bundle, plan, case) for case in plan.part("test")]
 
 
 def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from femur_tf import command, metrics, postprocess, quiet, study
+from benchmarks import derived
+from femur_tf import calibration, command, metrics, postprocess, quiet
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -126,29 +127,23 @@ def left_out(work: Path) -> Iterable[tuple[str, Ceiling]]:
     Raises:
       DataError: there are no folds with scores.
     """
-    from femur_tf import bundle as bundles
-    from femur_tf import case_maps
-
     folders = sorted(path.parents[2] for path in (work / "folds").glob("*/reports/*/test.json"))
     if not folders:
         raise DataError(f"{work / 'folds'}: expected folds. Run first: python -m benchmarks.cross_validation {work}")
     for folder in folders:
-        plan = study.read_plan(folder)
-        bundle = bundles.load(study.run_path(folder, "default"), calibrated=False)
-        chosen = bundle.chosen
-        if chosen is None:
-            raise DataError(f"{bundle.folder}: expected a recipe. Run benchmarks.cross_validation again.")
-        for case in plan.part("test"):
-            sample = case_maps.read(bundle, plan, case).sample(chosen.calibration)
+        bundle, maps = derived.left_out(folder)
+        fitted = bundle.chosen.calibration if bundle.chosen else calibration.NONE
+        for one in maps:
+            sample = one.sample(fitted)
             probability, reference = _cropped(sample)
             recipes = {
-                odds: dataclasses.replace(chosen.recipe, cutoff=cutoff_of(chosen.recipe.cutoff, odds)) for odds in ODDS
+                odds: dataclasses.replace(bundle.recipe, cutoff=cutoff_of(bundle.recipe.cutoff, odds)) for odds in ODDS
             }
             masks = {
                 odds: postprocess.apply(probability, recipe, spacing_mm=sample.spacing_mm)
                 for odds, recipe in recipes.items()
             }
-            yield case.name, ceiling(masks, reference, int(np.argmax(sample.spacing_mm)))
+            yield one.loaded.case.name, ceiling(masks, reference, int(np.argmax(sample.spacing_mm)))
 
 
 def main(arguments: CeilingArguments) -> None:

@@ -122,6 +122,8 @@ def test_folds_then_their_ceiling(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sorted(found["cases"]) == ["hip_01", "hip_02", "hip_03"]
     assert found["dice"]["mean"] > 0.5
+    assert sorted(found["pooled_cases"]) == sorted(found["cases"])
+    assert found["pooled"]["mean"] > 0.5
     assert not list(tmp_path.glob("folds/*/records"))
     label_ceiling.main(label_ceiling.CeilingArguments(tmp_path))
     ceiling = json.loads(capsys.readouterr().out.splitlines()[-1])
