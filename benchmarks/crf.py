@@ -59,7 +59,7 @@ class Scan:
         """Return the case with its refined map on its own grid."""
         working, image = self.loaded.working, self.loaded.image.volume
         found = refine(self.probability.astype(np.float32), working.data, settings, spacing_mm=working.spacing_mm)
-        own = volumes.from_working(found, working.affine, image)
+        own = volumes.from_working(volumes.Volume(found, working.affine), image)
         return recipe.Sample(own, self.loaded.reference, image.spacing_mm)
 
 

@@ -187,7 +187,7 @@ def peak_mb(shape: tuple[int, int, int], max_memory: int) -> float:
 def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
     """Return the largest change of a validation case's Dice by --fast and by bfloat16, after the recipe."""
     from femur_tf import bundle as bundles
-    from femur_tf import metrics, postprocess, study
+    from femur_tf import metrics, postprocess, study, volume
 
     plan = dataclasses.replace(study.read_plan(work), data=bundle.settings.data)
     ways = {
@@ -202,7 +202,7 @@ def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
         spacing_mm = loaded.image.volume.spacing_mm
         scores = {}
         for name, options in ways.items():
-            own = bundles.to_own_grid(bundles.working_map(bundle, loaded.working, options), loaded.image.volume)
+            own = volume.from_working(bundles.working_map(bundle, loaded.working, options), loaded.image.volume)
             mask = postprocess.apply(own, bundle.recipe, spacing_mm=spacing_mm)
             scores[name] = metrics.dice(mask, loaded.reference)
             changes[name] = max(changes[name], abs(scores[name] - scores["exact"]))

@@ -108,7 +108,7 @@ def run(
     """
     working = study.prepare(scan.image, bundle.settings.data)
     map_ = _map(bundle, working, folder, options)
-    own = volumes.from_working(map_.astype(np.float32), working.affine, scan.image)
+    own = volumes.from_working(volumes.Volume(map_, working.affine), scan.image)
     mask = postprocess.apply(own, bundle.recipe, spacing_mm=scan.image.spacing_mm)
     found = measures.profile(volumes.Volume(own, scan.image.affine), mask, working, bundle.recipe.cutoff)
     return Outcome(*name, metrics.dice(mask, scan.mask), found)

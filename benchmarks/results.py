@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from data_prep import cohort
-from femur_tf import calibration, command, evaluate, files, metrics, postprocess, quiet, study
+from femur_tf import calibration, command, evaluate, files, metrics, postprocess, quiet, study, volume
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def main(arguments: ResultsArguments) -> None:
     for case in command.track(plan.cases, "cases"):
         loaded = study.load_case(plan, case)
         spacing_mm = loaded.image.volume.spacing_mm
-        own = bundles.to_own_grid(bundles.working_map(bundle, loaded.working), loaded.image.volume)
+        own = volume.from_working(bundles.working_map(bundle, loaded.working), loaded.image.volume)
         counts.add(own.astype(np.float16), loaded.reference)
         mask = postprocess.apply(own, bundle.recipe, spacing_mm=spacing_mm)
         scores.append(evaluate.score(case.name, mask, loaded.reference, spacing_mm))

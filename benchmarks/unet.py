@@ -29,7 +29,7 @@ from benchmarks.dense import unit_s
 from femur_tf import bundle as bundles
 from femur_tf import callbacks, command, config, evaluate, files, postprocess, recipe, study
 from femur_tf.errors import DataError
-from femur_tf.volume import Volume
+from femur_tf.volume import Volume, from_working
 
 FILTERS = (16, 32, 64, 128, 256)
 """From the finest level to the coarsest; each halves the sides (`crops.GRAIN`)."""
@@ -170,7 +170,7 @@ def read_samples(
         start = time.perf_counter()
         found = probability_map(network, loaded.working.data)
         seconds.append(time.perf_counter() - start)
-        own = bundles.to_own_grid(Volume(found, loaded.working.affine), loaded.image.volume)
+        own = from_working(Volume(found, loaded.working.affine), loaded.image.volume)
         samples.append(recipe.Sample(own, loaded.reference, loaded.image.volume.spacing_mm))
     return samples, seconds
 

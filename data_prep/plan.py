@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 
 from data_prep import cohort, sampling, split
 from data_prep.suspicions import Suspicion, suspicions
-from femur_tf import command, config, files, study
+from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError
 from femur_tf.records import KINDS
 
@@ -61,7 +60,7 @@ class PlanArguments:
     """Examples drawn from each case."""
     n4: bool = False
     """Correct the bias field of every scan first (N4), as segment then does too; about 10 to 20 s a hip case."""
-    processes: int = dataclasses.field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    processes: int = dataclasses.field(default_factory=lambda: min(4, machine.cores()))
     """Cases checked side by side."""
     new_split: bool = False
     """Draw the split anew, whatever an earlier plan holds."""

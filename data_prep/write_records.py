@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import sampling, variation
-from femur_tf import command, config, files, quiet, records, study
+from femur_tf import command, config, files, machine, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
 
@@ -41,7 +40,7 @@ class WriteArguments:
     work: command.Work
     index_only: bool = False
     """Write centres only; patches are cut while training. Saves the disk, costs time in training."""
-    processes: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    processes: int = dataclasses.field(default_factory=machine.cores)
     """Cases written side by side."""
     overwrite: bool = False
     """Replace records made from another plan."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import keras
-import numpy as np
 
 from femur_tf import calibration, config, files, folding, predict, quality, volume
 from femur_tf.errors import DataError
@@ -169,8 +168,3 @@ def working_map(
     rule = bundle.settings.data.patch
     found = predict.probability_map(bundle.model, working.data, rule, options, verify=verify)
     return volume.Volume(found, working.affine)
-
-
-def to_own_grid(probability: volume.Volume, image: volume.Volume) -> np.ndarray:
-    """Return a working-grid map, interpolated linearly, as float32 on the image's own grid."""
-    return volume.from_working(probability.data.astype(np.float32), probability.affine, image)

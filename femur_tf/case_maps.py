@@ -16,7 +16,7 @@ import numpy as np
 from femur_tf import bundle as bundles
 from femur_tf import calibration, command, files, measures, metrics, postprocess, quality, recipe, study
 from femur_tf.config import RecipeConfig
-from femur_tf.volume import Volume
+from femur_tf.volume import Volume, from_working
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class CaseMap:
         """Return the calibrated map and the reference on the image's own grid."""
         map_ = Volume(calibration.apply(self.raw.data, settings), self.raw.affine)
         image = self.loaded.image.volume
-        return recipe.Sample(bundles.to_own_grid(map_, image), self.loaded.reference, image.spacing_mm)
+        return recipe.Sample(from_working(map_, image), self.loaded.reference, image.spacing_mm)
 
     def profile(self, chosen: RecipeConfig, settings: calibration.Calibration) -> measures.Profile:
         """Return what is measured of the case's mask, map and grey values."""

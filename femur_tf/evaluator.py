@@ -58,9 +58,10 @@ class Probe:
     """
 
     def __init__(self, centres: np.ndarray) -> None:
-        """Start with NaN: a voxel that a fast evaluation leaves out stays undefined."""
+        """Start without a value: a fast evaluation leaves voxels out."""
         self.centres = centres
-        self.values = np.full(len(centres), np.nan, np.float32)
+        self.values = np.zeros(len(centres), np.float32)
+        self.seen = np.zeros(len(centres), bool)
 
     @classmethod
     def draw(cls, shape: Sequence[int], count: int, rng: np.random.Generator) -> Probe:
@@ -72,17 +73,17 @@ class Probe:
         low, high = np.transpose(box)
         here = ((self.centres >= low) & (self.centres < high)).all(axis=1)
         self.values[here] = found[tuple((self.centres[here] - low).T)]
+        self.seen |= here
 
     def largest_difference(self, model: keras.Sequential, grid: np.ndarray, rule: PatchConfig) -> float:
         """Evaluate the voxels as patches and return the largest difference in probability.
 
-        NaN where no voxel was evaluated.
+        0 where no voxel was evaluated; NaN where one is not a number.
         """
-        known = np.isfinite(self.values)
-        if not known.any():
-            return float("nan")
-        reference = by_patches(model, grid, rule, self.centres[known])
-        return float(np.abs(reference - self.values[known]).max())
+        if not self.seen.any():
+            return 0.0
+        reference = by_patches(model, grid, rule, self.centres[self.seen])
+        return float(np.abs(reference - self.values[self.seen]).max())
 
 
 class LatticeSums(NamedTuple):

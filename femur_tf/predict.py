@@ -153,9 +153,9 @@ def probability_map(
     probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
     result = dense_map(network, grid, options, probe)
     if probe:
-        difference, count = probe.largest_difference(model, grid, rule), int(np.isfinite(probe.values).sum())
+        difference, count = probe.largest_difference(model, grid, rule), int(probe.seen.sum())
         command.say(f"Largest difference from patches at {count} random voxels: {difference:.2g} ({options.precision})")
-        if difference > TOLERANCE[options.precision]:
+        if not difference <= TOLERANCE[options.precision]:  # NaN, too
             raise DataError(
                 f"--verify: expected a difference of at most {TOLERANCE[options.precision]:g} in {options.precision}. "
                 f"Received: {difference:.3g}. Use --precision float32, and report it if it persists."

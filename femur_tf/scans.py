@@ -223,7 +223,7 @@ def finish(
     """
     network_s = time.perf_counter() - start
     image = scan.image
-    own = volume.from_working(probability.astype(np.float32), scan.working.affine, image.volume)
+    own = volume.from_working(volume.Volume(probability, scan.working.affine), image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
     judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, recipe.cutoff, cohort)
     labels = postprocess.sides(mask, image.volume.affine) if sides else mask

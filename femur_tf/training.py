@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from femur_tf import command, config, dataset, files, mined_records, model, records
+from femur_tf import command, config, dataset, files, machine, mined_records, model, records
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, has_gpu
 from femur_tf.errors import DataError
 
@@ -111,7 +110,7 @@ def announce_device() -> None:
     if has_gpu():
         command.say(f"Training on GPU: {', '.join(keras.distribution.list_devices('gpu'))}")
     else:
-        command.warn(f"NO GPU FOUND: training on {os.cpu_count()} CPU cores. For CUDA: pip install 'femur_tf[gpu]'")
+        command.warn(f"NO GPU FOUND: training on {machine.cores()} CPU cores. For CUDA: pip install 'femur_tf[gpu]'")
 
 
 def _callbacks(

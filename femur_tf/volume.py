@@ -136,12 +136,11 @@ def spacings_agree(first_mm: Sequence[float], wanted_mm: Sequence[float]) -> boo
     return all(abs(f - w) <= SPACING_TOLERANCE * w for f, w in zip(first_mm, wanted_mm, strict=True))
 
 
-def from_working(data: np.ndarray, working_affine: np.ndarray, like: Volume) -> np.ndarray:
+def from_working(found: Volume, like: Volume) -> np.ndarray:
     """Bring a map on a working grid to the grid that it was made from.
 
     Args:
-      data: (X', Y', Z') float32, on the working grid of `like`.
-      working_affine: (4, 4), working index -> RAS mm.
+      found: (X', Y', Z') of any float, on the working grid of `like`.
       like: the volume whose grid to return to.
 
     Returns:
@@ -149,9 +148,9 @@ def from_working(data: np.ndarray, working_affine: np.ndarray, like: Volume) -> 
       Where the two grids agree the values are only reordered.
     """
     source = canonical(like)
-    if data.shape == source.shape and _corner_distance_mm(source, working_affine) <= GRID_TOLERANCE_MM:
-        return np.ascontiguousarray(_reorder(data, like), dtype=np.float32)
-    return _interpolate(data, np.linalg.inv(working_affine) @ like.affine, like.shape)
+    if found.shape == source.shape and _corner_distance_mm(source, found.affine) <= GRID_TOLERANCE_MM:
+        return np.ascontiguousarray(_reorder(found.data, like), dtype=np.float32)
+    return _interpolate(found.data.astype(np.float32), np.linalg.inv(found.affine) @ like.affine, like.shape)
 
 
 def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, evaluator, study
+from femur_tf import bundle, evaluator, study, volume
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume
 
@@ -92,7 +92,7 @@ def test_the_working_map_is_the_networks_own_answer_at_each_voxel(run, image):
 def test_a_map_comes_back_to_the_images_own_axes(run, image):
     found = bundle.load(run)
     map_ = bundle.working_map(found, study.prepare(image, found.settings.data))
-    own = bundle.to_own_grid(map_, image)
+    own = volume.from_working(map_, image)
     assert own.dtype == np.float32
     np.testing.assert_array_equal(own, map_.data[::-1].astype(np.float32))  # no interpolation: the spacings agree
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, config, evaluate, files, metrics, postprocess, predict, study
+from femur_tf import bundle, command, config, evaluate, files, metrics, postprocess, predict, study, volume
 from femur_tf.errors import DataError
 from femur_tf.evaluate import EvaluateArguments
 
@@ -72,7 +72,7 @@ def test_the_score_is_that_of_the_recipe_against_the_untouched_reference(work):
     found = bundle.load(work / "runs" / "default")
     loaded = study.load_case(study.read_plan(work), study.read_plan(work).part("validation")[0])
     map_ = bundle.working_map(found, loaded.working)
-    own = bundle.to_own_grid(map_, loaded.image.volume)
+    own = volume.from_working(map_, loaded.image.volume)
     mask = postprocess.apply(own, found.recipe, spacing_mm=tiny.SPACING_MM)
     assert score.dice == metrics.dice(mask, tiny.ball())
     assert found.chosen.dice == pytest.approx(score.dice)

@@ -50,7 +50,8 @@ def test_patch_by_patch_is_the_network_on_each_patch(monkeypatch):
 def test_a_probe_keeps_its_voxels_of_each_block_and_no_others():
     probe = Probe(np.array([[0, 0, 0], [3, 1, 0], [2, 1, 0]]))
     probe.take(((2, 4), (0, 2), (0, 1)), np.array([[[0.1], [0.2]], [[0.3], [0.4]]], np.float32))
-    np.testing.assert_array_equal(probe.values, np.array([np.nan, 0.4, 0.2], np.float32))
+    assert probe.seen.tolist() == [False, True, True]
+    np.testing.assert_array_equal(probe.values[1:], np.array([0.4, 0.2], np.float32))
 
 
 def test_a_probe_keeps_values_that_a_float16_would_round():
@@ -66,12 +67,13 @@ def test_a_probe_keeps_values_that_a_float16_would_round():
 def test_a_probe_measures_the_largest_difference_from_patches():
     model, grid = spread(), volume()
     probe = Probe(np.array([[0, 0, 0], [6, 4, 5], [1, 2, 3]]))
+    probe.seen[:2] = True
     probe.values[:2] = one_by_one(model, grid, RULE)[0, 0, 0], one_by_one(model, grid, RULE)[6, 4, 5] + 0.125
     assert probe.largest_difference(model, grid, RULE) == pytest.approx(0.125, abs=PATCHWISE_TOLERANCE)
 
 
 def test_a_probe_that_saw_nothing_has_no_difference():
-    assert np.isnan(Probe(voxels()).largest_difference(spread(), volume(), RULE))
+    assert Probe(voxels()).largest_difference(spread(), volume(), RULE) == 0
 
 
 def test_a_probe_draws_voxels_of_the_whole_volume(rng):

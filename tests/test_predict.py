@@ -71,7 +71,7 @@ def test_a_fast_map_is_exact_near_doubt_and_elsewhere_that_of_a_sample_below_the
     network, grid = dense.convert(bright.network(), bright.RULE), smooth()
     probe = Probe(voxels(WIDE))
     found = predict.dense_map(network, grid, PredictConfig(fast=True, fast_threshold=threshold), probe)
-    exact, evaluated = everywhere(network, grid), np.isfinite(probe.values).reshape(WIDE)
+    exact, evaluated = everywhere(network, grid), probe.seen.reshape(WIDE)
     index = np.ix_(*(np.arange(n) // network.stride for n in WIDE))
     samples = exact[:: network.stride, :: network.stride, :: network.stride]
     doubt = doubtful(samples, threshold)[index]
@@ -151,6 +151,14 @@ def test_verification_draws_other_voxels_each_time(monkeypatch):
     for _ in range(2):
         predict.probability_map(spread(), volume(), RULE, verify=30)
     assert (probes[0].centres != probes[1].centres).any()
+
+
+def test_verification_refuses_a_network_that_gives_no_number():
+    model = spread()
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel, bias * np.nan])
+    with pytest.raises(DataError, match=r"--verify: expected a difference of at most.*Received: nan"):
+        predict.probability_map(model, volume(), RULE, verify=30)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -161,7 +161,7 @@ def test_every_axis_order_becomes_canonical_with_voxels_in_place(codes, rng):
 def test_every_axis_order_comes_back_without_interpolation(codes, rng):
     volume = _noise(rng, (3, 4, 5), _affine(codes, (0.9, 1.7, 5.2), (8.0, -12.0, 5.0)))
     working = to_working(volume, canonical(volume).spacing_mm)
-    back = from_working(working.data, working.affine, volume)
+    back = from_working(working, volume)
     np.testing.assert_array_equal(back, volume.data)
     assert back.flags.c_contiguous
 
@@ -174,7 +174,7 @@ def test_every_axis_order_is_resampled_to_the_right_place(codes):
     inner = (slice(3, -3),) * 3
     expected = _position_mm(working) @ [1.0, 2.0, -3.0]
     np.testing.assert_allclose(working.data[inner], expected[inner], atol=RAMP_TOLERANCE)
-    back = from_working(working.data, working.affine, volume)
+    back = from_working(working, volume)
     assert back.shape == volume.shape
     np.testing.assert_allclose(back[inner], volume.data[inner], atol=RAMP_TOLERANCE)
 
@@ -197,7 +197,7 @@ def test_field_of_view_keeps_its_middle_and_its_size(shape, spacing_mm, wanted_m
 def test_a_constant_stays_constant_through_both_ways(value, shape, wanted_mm):
     volume = Volume(np.full(shape, value, np.float32), _affine("PSR", (1.0, 2.0, 3.0)))
     working = to_working(volume, wanted_mm)
-    back = from_working(working.data.astype(np.float32), working.affine, volume)
+    back = from_working(working, volume)
     np.testing.assert_allclose(back, value, rtol=1e-5)
 
 
@@ -240,7 +240,7 @@ def test_return_equals_scipy_on_an_oblique_grid(rng):
     data = rng.uniform(size=working.shape).astype(np.float32)
     index = np.einsum("ij,jxyz->ixyz", np.linalg.inv(working.affine), _homogeneous(like))[:3]
     expected = ndimage.map_coordinates(data.astype(float), index, order=1, mode="nearest")
-    np.testing.assert_allclose(from_working(data, working.affine, like), expected, atol=INTERPOLATION_TOLERANCE)
+    np.testing.assert_allclose(from_working(Volume(data, working.affine), like), expected, atol=INTERPOLATION_TOLERANCE)
 
 
 def _homogeneous(volume: Volume) -> np.ndarray:
@@ -330,7 +330,7 @@ def test_a_resampled_shape_of_one_voxel_works_both_ways():
     working = to_working(volume, (1.0, 2.0, 30.0))
     assert working.shape == (5, 2, 1)
     assert np.unique(working.data).tolist() == [9]
-    assert from_working(working.data, working.affine, volume).tolist() == [[[9]]]
+    assert from_working(working, volume).tolist() == [[[9]]]
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, ">i2", np.float64])
@@ -349,7 +349,7 @@ def test_a_map_on_a_shifted_grid_is_interpolated_not_reordered():
     like = Volume(np.zeros((4, 1, 1)), np.eye(4))
     shifted = np.eye(4)
     shifted[0, 3] = 0.5
-    result = from_working(np.array([0, 1, 2, 3], np.float32).reshape(4, 1, 1), shifted, like)
+    result = from_working(Volume(np.array([0, 1, 2, 3], np.float32).reshape(4, 1, 1), shifted), like)
     assert result.ravel() == pytest.approx([0, 0.5, 1.5, 2.5])
 
 
