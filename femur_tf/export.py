@@ -47,7 +47,7 @@ def write_saved_model(bundle: Bundle, folder: Path, metadata: str = "{}") -> lis
 
     Args:
       bundle: the model.
-      folder: where to; must not exist.
+      folder: where to.
       metadata: the JSON that the signature `metadata` answers.
 
     Returns:
@@ -112,6 +112,8 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     Raises:
       DataError: the bundle has no recipe.
     """
+    import keras
+
     from femur_tf import bundle as bundles
 
     recipe = bundle.recipe
@@ -119,15 +121,16 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     found = bundles.versions(to)
     version = to / str(int(found[-1].name) + 1 if found else 1)
     card = card or model_card(bundle, to.name)
-    metadata = served.to_json(served.metadata(bundle, to.name, card))
     with files.whole(version) as temporary:
-        endpoints = write_saved_model(bundle, temporary, metadata)
         extra = temporary / bundles.EXTRA
-        extra.mkdir()
-        names = [bundles.MODEL, bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])]
-        for name in names:
+        extra.mkdir(parents=True)
+        # Loaded without its optimizer, whose state is twice the weights.
+        keras.saving.load_model(bundle.folder / bundles.MODEL, compile=False).save(extra / bundles.MODEL)
+        for name in (bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])):
             shutil.copyfile(bundle.folder / name, extra / name)
         (extra / CARD).write_text(card, encoding="utf-8")
+        metadata = served.metadata(dataclasses.replace(bundle, folder=extra), to.name, card)
+        endpoints = write_saved_model(bundle, temporary, served.to_json(metadata))
         served.write_warm_up(extra / served.WARM_UP, to.name, [(e.name, e.example) for e in endpoints])
     return version
 

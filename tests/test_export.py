@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import bright
+import keras
 import numpy as np
 import pytest
 import saved_model_runtime
@@ -62,6 +63,20 @@ def test_the_exported_model_loads_as_the_run_does(work, version, patches):
     run, exported = bundle.load(work / "runs/default"), bundle.load(version.parent)
     assert (exported.settings, exported.chosen) == (run.settings, run.chosen)
     np.testing.assert_array_equal(exported.model.predict_on_batch(patches), run.model.predict_on_batch(patches))
+
+
+def test_an_exported_model_is_without_its_optimizer(tmp_path, patches):
+    run = bright.save_run(tmp_path / "run")
+    model = keras.saving.load_model(run / "model.keras")
+    model.compile("adam", "binary_crossentropy")
+    model.fit(patches, np.zeros(len(patches)), verbose=0)
+    model.save(run / "model.keras")
+    assert keras.saving.load_model(run / "model.keras").optimizer is not None
+    version = export.export(bundle.load(run), tmp_path / "femur")
+    found = keras.saving.load_model(version / "assets.extra" / "model.keras")
+    assert getattr(found, "optimizer", None) is None
+    for one, other in zip(found.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_each_export_is_the_next_version_and_keeps_the_others(work, tmp_path):
