@@ -4,7 +4,8 @@ Example: python -m benchmarks.results DATA, or: make results DATA=DIR
 
 DATA holds `images/NAME.nii.gz` and `masks/NAME.nii.gz`. A table, and one JSON line. --pictures DIR draws what the
 source does: a case (Figure 2), the ROC (Figure 3) and the measures as bars (Figure 4); and the reliability of the
-probabilities before and after calibration. Pictures of cases show the scans: they are for your eyes.
+probabilities before and after calibration. Pictures of cases show the scans: they are for your eyes. --beside MODEL
+tells how far the masks of another model agree with these: what two models agree on, the reference need not.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class ResultsArguments:
     """The numbers that the cases' names end with, separated by commas."""
     pictures: Path | None = None
     """Folder to write pictures to; those of an earlier run are replaced."""
+    beside: Path | None = None
+    """Another saved model or run, whose masks are compared with this one's."""
 
 
 def chosen(data: Path, numbers: str) -> list[study.Case]:
@@ -90,20 +93,31 @@ def draw(
     command.say(f"{len(drawn)} pictures: {folder}")
 
 
+def segmented(bundle: Bundle, loaded: study.LoadedCase) -> tuple[np.ndarray, np.ndarray]:
+    """Return a case's probability map, float32, and its mask, on its own grid."""
+    from femur_tf import bundle as bundles
+
+    image = loaded.image.volume
+    own = volume.from_working(bundles.working_map(bundle, study.prepare(image, bundle.settings.data)), image)
+    return own, postprocess.apply(own, bundle.recipe, spacing_mm=image.spacing_mm)
+
+
 def main(arguments: ResultsArguments) -> None:
     """Segment and score each case; print a table and one JSON line."""
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(arguments.model or bundles.shipped())
+    other = bundles.load(arguments.beside) if arguments.beside else None
     plan = study.Plan(tuple(chosen(arguments.data, arguments.cases)), bundle.settings.data)
-    scores, counts, cases = [], metrics.VoxelCounts(), {}
+    scores, counts, cases, beside = [], metrics.VoxelCounts(), {}, {}
     for case in command.track(plan.cases, "cases"):
         loaded = study.load_case(plan, case)
         spacing_mm = loaded.image.volume.spacing_mm
-        own = volume.from_working(bundles.working_map(bundle, loaded.working), loaded.image.volume)
+        own, mask = segmented(bundle, loaded)
         counts.add(own.astype(np.float16), loaded.reference)
-        mask = postprocess.apply(own, bundle.recipe, spacing_mm=spacing_mm)
+        if other:
+            beside[case.name] = metrics.dice(mask, segmented(other, loaded)[1])
         scores.append(evaluate.score(case.name, mask, loaded.reference, spacing_mm))
         if arguments.pictures:
             from femur_tf import pictures
@@ -113,6 +127,8 @@ def main(arguments: ResultsArguments) -> None:
     names = ("dice", "ppv", "sensitivity", "surface_mm")
     means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in names}
     line = {"auc": metrics.auc(counts), **means, "cases": {s.case: s.dice for s in scores}}
+    if other:
+        line["beside"] = beside
     command.say(json.dumps(line))
     if arguments.pictures:
         draw(arguments.pictures, bundle, scores, counts, cases)
