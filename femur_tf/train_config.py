@@ -56,7 +56,8 @@ class TrainConfig:
     bone_weight: float = 1.0
     """Weight of a bone example with the `weighted` loss."""
     focal_gamma: float = 2.0
-    """Exponent of the `focal` loss (Lin et al. 2017)."""
+    """Exponent of the `focal` loss (Lin et al. 2017), at least 1: below, its slope is infinite where the network is
+    sure and right."""
     patience: int = 8
     """Epochs without a better validation loss after which training stops (our choice)."""
     mixed_precision: bool = False
@@ -78,5 +79,5 @@ class TrainConfig:
         require(self.bone_share is None or 0 < self.bone_share < 1, self, "bone_share", "a share in (0, 1)")
         require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
         require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
-        require(self.focal_gamma >= 0, self, "focal_gamma", "at least 0")
+        require(self.focal_gamma >= 1, self, "focal_gamma", "at least 1")
         require(self.patience >= 1, self, "patience", "at least 1 epoch")

@@ -212,7 +212,7 @@ def test_minutes_come_back_from_json():
         (config.TrainConfig, {"minutes": 0.0}, r"in \(0, 1e6\) minutes"),
         (config.TrainConfig, {"minutes": float("nan")}, r"in \(0, 1e6\) minutes"),
         (config.TrainConfig, {"bone_weight": 0}, "above 0"),
-        (config.TrainConfig, {"focal_gamma": -1}, "at least 0"),
+        (config.TrainConfig, {"focal_gamma": 0.5}, "at least 1"),
         (config.TrainConfig, {"patience": 0}, "at least 1 epoch"),
         (config.RecipeConfig, {"cutoff": 1.01}, r"in \[0, 1\]"),
         (config.Step, {"name": "closing", "value": 1}, "one of opening, "),

@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from femur_tf import callbacks, config, files, study, training
@@ -318,6 +319,17 @@ def test_other_losses_and_precision_train(written, tmp_path, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+@pytest.mark.parametrize(("logit", "label"), [(90.0, 1.0), (-90.0, 0.0)])
+def test_the_focal_loss_has_a_slope_where_the_network_is_sure_and_right(gamma, logit, label):
+    loss = training.compiled(settings(loss="focal", focal_gamma=gamma)).loss
+    sure = tf.constant([[logit]])
+    with tf.GradientTape() as tape:
+        tape.watch(sure)
+        found = loss(tf.constant([[label]]), tf.sigmoid(sure))
+    assert np.isfinite(tape.gradient(found, sure))
+
+
 def test_a_weight_moves_the_loss(written, tmp_path):
     plain, heavy = (
         training.train(written, tmp_path / str(weight), settings(epochs=1, loss="weighted", bone_weight=weight))

@@ -136,7 +136,7 @@ def _training(data: config.DataConfig) -> list[Parameter]:
         Parameter("bone_share", own, shares),
         Parameter("loss", train.loss, ("binary_crossentropy", "weighted", "focal")),
         Parameter("bone_weight", train.bone_weight, log_range=(0.3, 3.0), only=("loss", ("weighted",))),
-        Parameter("focal_gamma", train.focal_gamma, (0.5, 1.0, 1.5, 2.0, 3.0), only=("loss", ("focal",))),
+        Parameter("focal_gamma", train.focal_gamma, (1.0, 1.5, 2.0, 3.0), only=("loss", ("focal",))),
     ]
 
 
