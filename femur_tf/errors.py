@@ -10,6 +10,10 @@ class DataError(ValueError):
     """Input, or a file made earlier, that cannot be used as it is."""
 
 
+class WriteError(DataError):
+    """A `DataError` of a file that could not be written, as on a full disk: another file would fare no better."""
+
+
 def require(fine: bool, owner: object, name: str, expected: str) -> None:
     """Raise a `ValueError` naming the field `name` of the settings `owner` unless `fine`."""
     if not fine:

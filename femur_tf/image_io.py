@@ -19,16 +19,14 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel import filebasedimages, openers, spatialimages
 
-from femur_tf import files
-from femur_tf.errors import DataError
+from femur_tf import dicom_geometry, files
+from femur_tf.errors import DataError, WriteError
 from femur_tf.volume import Volume, lps_affine, require_same_grid, to_lps
 
 NIFTI = (".nii", ".nii.gz")
 READABLE = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """Formats of one file; `.nhdr` and `.mhd` keep their voxels in a second one, which cannot be renamed with it."""
-GAP_TOLERANCE = 0.05
-"""Slices are evenly spaced where each gap is within this share of the median gap (bound included)."""
 DAMAGED = "It is damaged, cut short or not an image: export it again."
 LIBRARY_ERRORS = (filebasedimages.ImageFileError, spatialimages.HeaderDataError, zlib.error)  # beside built-in ones
 
@@ -49,13 +47,15 @@ def _error(path: Path, expected: str, received: object, advice: str) -> DataErro
 
 
 @contextlib.contextmanager
-def _library(path: Path, expected: str = "a whole image", advice: str = DAMAGED) -> Iterator[None]:
-    """Turn what nibabel and SimpleITK raise into the error for `path`; reading is the default."""
+def _library(
+    path: Path, expected: str = "a whole image", advice: str = DAMAGED, kind: type[DataError] = DataError
+) -> Iterator[None]:
+    """Turn what nibabel and SimpleITK raise into an error of a kind for `path`; reading is the default."""
     try:
         yield
     except (*LIBRARY_ERRORS, EOFError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).rpartition("ERROR: ")[2].split()).rstrip(".") or type(error).__name__
-        raise _error(path, expected, reason, advice) from error
+        raise kind(f"{path}: expected {expected}. Received: {reason}. {advice}") from error
 
 
 def image_suffix(path: Path) -> str | None:
@@ -145,8 +145,10 @@ def _read_nifti(path: Path) -> Image:
 
 def _check_lengths(header: nibabel.Nifti1Header, path: Path) -> None:
     """Raise unless lengths are in mm and, where nothing else gives the spacing, not 0."""
-    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
-        raise _error(path, "lengths in mm", unit, "Convert the header to mm.")
+    unit = int(header["xyzt_units"]) & 7  # the bits above are the unit of time
+    if unit not in (0, 2):  # unknown, mm
+        received = {1: "metres", 3: "micrometres"}.get(unit, f"the unit with code {unit}")
+        raise _error(path, "lengths in mm", received, "Convert the header to mm.")
     spacing = header["pixdim"][1:4]
     if header["sform_code"] == 0 and not (np.isfinite(spacing) & (spacing != 0)).all():
         raise _error(path, "non-zero voxel spacing", f"{spacing.tolist()} mm", "Export the scan with its geometry.")
@@ -160,8 +162,17 @@ def _read_series(folder: Path) -> sitk.Image:
     reader.MetaDataDictionaryArrayUpdateOn()
     with _library(folder):
         image = reader.Execute()
-    _check_gaps(reader, names, folder)
+    slices = [_tags(reader, index) for index in range(len(names))]
+    try:
+        dicom_geometry.check([Path(name).name for name in names], slices)
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}") from error
     return image
+
+
+def _tags(reader: sitk.ImageSeriesReader, index: int) -> dict[str, str]:
+    """Return the texts of the tags that tell a slice's geometry, those that it has."""
+    return {tag: reader.GetMetaData(index, tag) for tag in dicom_geometry.TAGS if reader.HasMetaDataKey(index, tag)}
 
 
 def _find_series(folder: Path) -> str:
@@ -172,22 +183,6 @@ def _find_series(folder: Path) -> str:
         received = f"{len(series)} series ({_listed(sorted(series))})" if series else "no DICOM file in it"
         raise _error(folder, "one DICOM series", received, "Hand in a folder with the slices of just one series.")
     return series[0]
-
-
-def _check_gaps(reader: sitk.ImageSeriesReader, names: Sequence[str], folder: Path) -> None:
-    """Raise where a slice of the series is missing, doubled or without a position."""
-    if len(names) < 3:
-        return
-    with _library(folder, "a position for each slice", "Export the series again with its geometry."):
-        texts = [reader.GetMetaData(i, "0020|0032") for i in range(len(names))]  # Image Position (Patient)
-        position_mm = np.array([text.split("\\") for text in texts], float)  # (N, 3)
-    gaps_mm = np.linalg.norm(np.diff(position_mm, axis=0), axis=1)
-    usual_mm = float(np.median(gaps_mm))
-    uneven = np.flatnonzero(np.abs(gaps_mm - usual_mm) > GAP_TOLERANCE * usual_mm)
-    if uneven.size:
-        first, second = (Path(names[uneven[0] + i]).name for i in (0, 1))
-        received = f"{gaps_mm[uneven[0]]:.3f} mm from {first} to {second}, {usual_mm:.3f} mm usual"
-        raise _error(folder, "evenly spaced slices", received, "A slice is missing or doubled: export it again.")
 
 
 def _listed(values: Sequence[object] | np.ndarray, most: int = 10) -> str:
@@ -271,14 +266,16 @@ def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
 
     Raises:
       ValueError: `data` has another shape than the image.
-      DataError: another suffix, or the writer failed.
+      DataError: another suffix.
+      WriteError: the writer failed.
     """
     if data.shape != like.volume.shape:
         raise ValueError(f"data: expected the image's shape {like.volume.shape}. Received: {data.shape}")
     suffix = check_suffix(path)
     small = data.dtype.kind != "f" and data.min() >= 0 and data.max() <= 255
     stored = data.astype(np.float32 if data.dtype.kind == "f" else np.uint8 if small else data.dtype)
-    with _library(path, "room for an image", "Free space, or write elsewhere."), files.whole(path) as temporary:
+    advice = "Free space, or write elsewhere."
+    with _library(path, "room for an image", advice, WriteError), files.whole(path) as temporary:
         if suffix in NIFTI:
             nibabel.save(_to_nifti(stored, like), temporary)
         else:

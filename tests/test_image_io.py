@@ -401,7 +401,10 @@ def _raw_nifti(path: Path, **fields) -> Path:
         ({"spacing": (1, np.nan, 1)}, "expected non-zero voxel spacing"),
         ({"sform_code": 1, "srow_x": [1, 0, 0, 0], "srow_y": [0, 1, 0, 0]}, "three axes of non-zero spacing"),
         ({"sform_code": 1, "srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0], "srow_z": [0, 0, 1, 0]}, "span space"),
-        ({"xyzt_units": 1}, "expected lengths in mm. Received: meter"),
+        ({"xyzt_units": 1}, "expected lengths in mm. Received: metres"),
+        ({"xyzt_units": 3}, "expected lengths in mm. Received: micrometres"),
+        ({"xyzt_units": 4}, "expected lengths in mm. Received: the unit with code 4"),
+        ({"xyzt_units": 255}, "expected lengths in mm. Received: the unit with code 7"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -440,6 +443,53 @@ def test_a_doubled_slice_is_noticed(tmp_path):
     pixels = np.zeros((6, 4), np.uint16)
     _write_slice(tmp_path / "series" / "again.dcm", pixels, (-10.0, 30.4, 30.0), series="1.2.3.4", number=9)
     with pytest.raises(DataError, match=r"expected evenly spaced slices\. Received: .* again\.dcm"):
+        read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_slices_at_one_place_are_refused(tmp_path, number):
+    for k in range(number):
+        pixels = np.full((6, 4), k, np.uint16)
+        (tmp_path / "series").mkdir(exist_ok=True)
+        _write_slice(tmp_path / f"series/{k}.dcm", pixels, (-10.0, 20.0, 30.0), series="1.2.3.4", number=k + 1)
+    with pytest.raises(DataError, match=r"expected evenly spaced slices\. Received: 0\.000 mm from .*several images"):
+        read_image(tmp_path / "series")
+
+
+def _changed(folder, index, **values):
+    """Change attributes of one slice of a series; None removes one."""
+    path = sorted(folder.iterdir())[index]
+    dataset = pydicom.dcmread(path)
+    for name, value in values.items():
+        if value is None:
+            delattr(dataset, name)
+        else:
+            setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "slices of one orientation"),
+        ({"PixelSpacing": [1.8, 1.6]}, "slices of one pixel spacing"),
+        ({"PixelSpacing": None}, r"the pixel spacing of each slice\. Received: none in .*dcm"),
+        ({"ImageOrientationPatient": None}, "the orientation of each slice"),
+        ({"ImagePositionPatient": None}, "the position of each slice"),
+    ],
+)
+def test_slices_that_are_not_of_one_stack_are_refused(tmp_path, values, words):
+    _write_series(tmp_path / "series")
+    _changed(tmp_path / "series", 2, **values)
+    with pytest.raises(DataError, match=rf"series: expected {words}"):
+        read_image(tmp_path / "series")
+
+
+def test_a_slice_of_several_frames_is_refused(tmp_path):
+    _write_series(tmp_path / "series", number=1)
+    frames = np.zeros((3, 6, 4), "<u2")
+    _changed(tmp_path / "series", 0, NumberOfFrames=3, PixelData=frames.tobytes())
+    with pytest.raises(DataError, match=r"expected one slice a file\. Received: .*dcm with 3 frames\. .*dcm2niix"):
         read_image(tmp_path / "series")
 
 
