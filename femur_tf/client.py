@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from femur_tf import command, config, quality, scans, served, tiles, wire
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,17 +190,17 @@ def main(arguments: ClientArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
     if arguments.concurrency < 1:
         raise DataError(f"--concurrency: expected at least 1 scan. Received: {arguments.concurrency}")
-    todo, is_folder = scans.todo(arguments)
+    todo = scans.todo(arguments)
     results, failed = [], 0
     with connected(arguments.connection) as (connection, model), command.progress(percent=True) as display:
         command.say(connection.place)
-        task = display.add_task("scans", total=float(len(todo)))
+        task = display.add_task("scans", total=float(len(todo.jobs)))
         client = Client(connection, model, arguments, lambda share: display.advance(task, share))
-        for future in client.segment_all(todo):
+        for future in client.segment_all(todo.jobs):
             try:
                 results.append(future.result())
             except (DataError, OSError) as error:
-                if not is_folder:
+                if not todo.is_folder or isinstance(error, WriteError):
                     raise
                 command.fail(str(error))
                 failed += 1

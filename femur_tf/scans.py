@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from femur_tf import command, config, files, image_io, postprocess, quality, study, volume
+from femur_tf import command, config, files, image_io, mask_report, postprocess, quality, study, volume
 from femur_tf.errors import DataError
 
 SPACING_RATIO = 1.5
@@ -130,14 +130,26 @@ def _check_folders(arguments: Wanted) -> None:
         raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
 
 
-def todo(arguments: Wanted) -> tuple[list[Job], bool]:
-    """Return the scans to segment, and whether they come from a folder of scans; those with a mask are passed over.
+@dataclasses.dataclass(frozen=True)
+class Todo:
+    """What a command has to do."""
+
+    jobs: list[Job]
+    passed: list[str]
+    """Scans of a folder that have a mask, and are passed over."""
+    is_folder: bool
+    """The scans come from a folder of scans."""
+
+
+def todo(arguments: Wanted) -> Todo:
+    """Return the scans to segment; of a folder, those with a mask are passed over.
 
     Raises:
       DataError: nothing to segment, a file that could not be written, or one that would be replaced without
         `overwrite`.
     """
     found, is_folder = jobs(arguments)
+    done: list[Job] = []
     if is_folder:
         _check_folders(arguments)
     if is_folder and not arguments.overwrite:
@@ -149,7 +161,7 @@ def todo(arguments: Wanted) -> tuple[list[Job], bool]:
         found = [job for job in found if job not in done]
     # A folder's map without its mask is what an interrupted run left: the mask is written last.
     _check_outputs(found, arguments.image, overwrite=arguments.overwrite or is_folder)
-    return found, is_folder
+    return Todo(found, [job.name for job in done], is_folder)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,8 +218,9 @@ def finish(
     sides: bool,
     start: float,
     cohort: quality.Cohort | None = None,
+    report: Path | None = None,
 ) -> Result:
-    """Make a scan's mask of its map, and write it.
+    """Make a scan's mask of its map, and write it, last of all: a scan with a mask is one that is finished.
 
     Args:
       job: what to write.
@@ -217,6 +230,7 @@ def finish(
       sides: label left and right.
       start: of the network, on `time.perf_counter`.
       cohort: what is usual, for the quality flag; None: an empty mask alone is unusual.
+      report: a file to note in what is known of the mask.
 
     Raises:
       DataError: a file could not be written.
@@ -229,10 +243,13 @@ def finish(
     labels = postprocess.sides(mask, image.volume.affine) if sides else mask
     if job.probability:
         image_io.write_image(job.probability, own, like=image)
+    parts = postprocess.count_parts(mask)
+    if report:
+        mask_report.add(report, job.name, mask=job.mask, parts=parts, quality=judged)
     image_io.write_image(job.mask, labels, like=image)
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
     total_s = time.perf_counter() - start
-    return Result(job.name, cm3, postprocess.count_parts(mask), network_s, total_s, job.mask, judged)
+    return Result(job.name, cm3, parts, network_s, total_s, job.mask, judged)
 
 
 def show(results: Sequence[Result]) -> None:
@@ -255,21 +272,15 @@ def show(results: Sequence[Result]) -> None:
             command.warn(f"{result.name}: look at this mask. {'; '.join(result.quality.reasons)}")
 
 
-def write_report(path: Path, results: Sequence[Result]) -> None:
-    """Write what is known of masks as JSON, by name; what the file says of other scans stays.
+def status(results: Sequence[Result], *, failed: int, strict: bool, earlier: Sequence[str] = ()) -> int:
+    """Return the exit status: 2 where a scan failed, 3 where `strict` and a mask is flagged, else 0.
 
-    Raises:
-      DataError: there is a file that is not such a report.
+    Args:
+      results: of this run.
+      failed: how many scans failed.
+      strict: whether a flag matters.
+      earlier: scans that were passed over and whose masks are flagged.
     """
-    found = files.read_json(path) if path.exists() else {}
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a report of femur_tf.segment. Received: {type(found).__name__}.")
-    new = {r.name: {"mask": str(r.mask), "parts": r.parts, **r.quality.to_dict()} for r in results}
-    files.write_json(path, found | new)
-
-
-def status(results: Sequence[Result], *, failed: int, strict: bool) -> int:
-    """Return the exit status: 2 where a scan failed, 3 where `strict` and a mask is flagged, else 0."""
     if failed:
         return 2
-    return 3 if strict and any(result.quality.flagged for result in results) else 0
+    return 3 if strict and (earlier or any(result.quality.flagged for result in results)) else 0

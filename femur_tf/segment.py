@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from femur_tf import command, config, quiet, scans
-from femur_tf.errors import DataError
+from femur_tf import command, config, mask_report, quiet, scans
+from femur_tf.errors import DataError, WriteError
 from femur_tf.scans import Job, Prepared, Result
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SegmentArguments:
     report: Path | None = None
     """Also write what is known of each mask (volume, doubt, reasons to look at it) to a JSON file."""
     strict: bool = False
-    """Exit with status 3 where there is a reason to look at a mask."""
+    """Exit with status 3 where there is a reason to look at a mask; of masks passed over, the --report tells."""
     verify: int = 0
     """Random voxels to evaluate patch by patch too; the largest difference is printed, a large one is an error."""
     prediction: tyro.conf.OmitArgPrefixes[config.PredictConfig] = dataclasses.field(
@@ -67,32 +67,54 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     start, recipe = time.perf_counter(), bundle.recipe
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify)
-    return scans.finish(job, scan, found.data, recipe, sides=arguments.sides, start=start, cohort=bundle.cohort)
+    return scans.finish(
+        job,
+        scan,
+        found.data,
+        recipe,
+        sides=arguments.sides,
+        start=start,
+        cohort=bundle.cohort,
+        report=arguments.report,
+    )
+
+
+def _flagged_before(arguments: SegmentArguments, passed: list[str]) -> list[str]:
+    """Return the scans that were passed over and that the report flags; say so, and which ones it does not know."""
+    flagged, unknown = mask_report.flagged(arguments.report, passed)
+    if not arguments.strict:
+        return flagged
+    if flagged:
+        command.warn(f"{arguments.report}: look at the masks of an earlier run too: {', '.join(flagged)}")
+    if unknown:
+        command.warn(
+            f"Not judged, as they have masks and no report names them: {', '.join(unknown)}. "
+            "Pass the --report of the run that made them."
+        )
+    return flagged
 
 
 def main(arguments: SegmentArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented, 3 with --strict for a doubt."""
-    todo, is_folder = scans.todo(arguments)
+    todo = scans.todo(arguments)
+    earlier = _flagged_before(arguments, todo.passed)
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(arguments.model or bundles.shipped())
+    _ = bundle.recipe  # raises where none has been chosen
     results, failed = [], 0
-    for number, (job, scan) in enumerate(scans.ahead(todo, bundle.settings.data), start=1):
-        command.say(f"{job.name} ({number} of {len(todo)})")
+    for number, (job, scan) in enumerate(scans.ahead(todo.jobs, bundle.settings.data), start=1):
+        command.say(f"{job.name} ({number} of {len(todo.jobs)})")
         try:
-            prepared = scan.result()
+            results.append(segment(job, scan.result(), bundle, arguments))
         except DataError as error:
-            if not is_folder:
+            if not todo.is_folder or isinstance(error, WriteError):  # the next scan would fare no better
                 raise
-            command.fail(str(error))
+            command.fail(f"{job.name}: {error}")
             failed += 1
-            continue
-        results.append(segment(job, prepared, bundle, arguments))
-        if arguments.report:
-            scans.write_report(arguments.report, results)
     scans.show(results)
-    return scans.status(results, failed=failed, strict=arguments.strict)
+    return scans.status(results, failed=failed, strict=arguments.strict, earlier=earlier)
 
 
 if __name__ == "__main__":

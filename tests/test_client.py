@@ -272,7 +272,7 @@ def test_an_interrupted_run_ends_without_waiting_for_a_server(tmp_path, server):
     settings = ServerConfig(f"localhost:{server[0][0]}", name="femur")
     arguments = ClientArguments(tmp_path / "scans", tmp_path / "masks", settings)
     with client.connected(settings) as (connection, model):
-        todo, _ = client.scans.todo(arguments)
+        todo = client.scans.todo(arguments).jobs
         results = client.Client(connection, model, arguments).segment_all(todo)
         assert next(results).result().name == "a"
         results.close()

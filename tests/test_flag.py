@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, calibration, config, evaluate, export, files, quality, scans, segment, study
+from femur_tf import bundle, calibration, config, evaluate, export, files, mask_report, quality, segment, study
 from femur_tf.errors import DataError
 
 HALF = 2e-3
@@ -91,4 +91,4 @@ def test_a_report_keeps_other_scans(tmp_path, run):
 def test_a_file_that_is_no_report_is_refused(tmp_path):
     files.write_json(tmp_path / "list.json", [1])
     with pytest.raises(DataError, match="expected a report"):
-        scans.write_report(tmp_path / "list.json", [])
+        mask_report.read(tmp_path / "list.json")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, image_io, segment
+from femur_tf import bundle, command, files, image_io, scans, segment
 from femur_tf.config import RecipeConfig
 from femur_tf.errors import DataError
 from femur_tf.segment import SegmentArguments
@@ -245,3 +245,66 @@ def test_a_model_without_a_recipe_is_refused(tmp_path):
     raw = bright.save_run(tmp_path / "raw", chosen=None)
     with pytest.raises(DataError, match="Choose one on the validation cases first"):
         run(scan, tmp_path / "mask.nii.gz", raw)
+
+
+def broken(monkeypatch, name):
+    """Let the network fail on one scan."""
+    real, jobs = bundle.working_map, []
+    announced = scans.announce_resampling
+    monkeypatch.setattr(scans, "announce_resampling", lambda job, *rest: jobs.append(job) or announced(job, *rest))
+
+    def fails(*arguments, **options):
+        if jobs[-1].name == name:
+            raise DataError("no memory")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(bundle, "working_map", fails)
+
+
+def test_an_error_of_the_network_ends_one_scan_of_a_folder_alone(tmp_path, model, capsys, monkeypatch):
+    for name in "ab":
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    broken(monkeypatch, "a")
+    assert run(tmp_path / "scans", tmp_path / "masks", model) == 2
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["b.nii.gz"]
+    assert "a: no memory" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_a_mask_has_its_row_and_does_the_scan_again(tmp_path, model, monkeypatch):
+    bright.save(tmp_path / "scans/a.nii.gz", tiny.scan("a"))
+    report, write = tmp_path / "report.json", image_io.write_image
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_io, "write_image", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "scans", tmp_path / "masks", model, report=report)
+    assert set(files.read_json(report)) == {"a"}
+    monkeypatch.setattr(image_io, "write_image", write)
+    assert run(tmp_path / "scans", tmp_path / "masks", model, report=report) == 0
+    assert (tmp_path / "masks/a.nii.gz").exists()
+
+
+def test_strict_speaks_of_masks_that_are_passed_over(tmp_path, model, capsys):
+    bright.save(tmp_path / "scans/a.nii.gz", np.zeros(tiny.SHAPE, np.int16))
+    report = tmp_path / "report.json"
+    options = {"strict": True, "report": report}
+    for _ in range(2):
+        assert run(tmp_path / "scans", tmp_path / "masks", model, **options) == 3
+    assert "look at the masks of an earlier run too: a" in capsys.readouterr().err
+    assert run(tmp_path / "scans", tmp_path / "masks", model, strict=True) == 0
+    assert "Not judged, as they have masks and no report names them: a" in capsys.readouterr().err
+    assert run(tmp_path / "scans", tmp_path / "masks", model, report=report) == 0
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', "no JSON", None])
+def test_a_report_that_is_none_is_refused_before_any_work(tmp_path, model, content):
+    scan, report = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a")), tmp_path / "report.json"
+    if content is None:
+        report.mkdir()
+    else:
+        report.write_text(content)
+    with pytest.raises(DataError, match=r"report\.json: expected (a report|JSON)"):
+        run(scan, tmp_path / "mask.nii.gz", model, report=report)
+    assert not (tmp_path / "mask.nii.gz").exists()
