@@ -14,13 +14,12 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.dense import unit_s
-from femur_tf import command, config, files, metrics, postprocess, recipe, study
+from femur_tf import command, config, metrics, postprocess, recipe, study
 from femur_tf import volume as volumes
 from femur_tf.crf import CrfConfig, refine
 
@@ -74,23 +73,16 @@ class Trial:
 def read_scans(arguments: CrfArguments) -> list[Scan]:
     """Return the validation cases with their maps, computed once and kept."""
     from femur_tf import bundle as bundles
+    from femur_tf import case_maps
 
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
-    folder = arguments.work / "crf" / arguments.run / files.sha256(bundle.folder / bundles.MODEL)[:12]
+    folder = arguments.work / "crf" / arguments.run
     scans = []
     for case in study.needed(arguments.work, plan, "validation"):
-        loaded, path = study.load_case(plan, case), folder / f"{case.name}.npy"
-        if not path.exists():
-            _save(path, bundles.working_map(bundle, loaded.working).data)
-        scans.append(Scan(loaded, np.load(path)))
+        loaded = study.load_case(plan, case)
+        scans.append(Scan(loaded, case_maps.kept(bundle, loaded.working, folder, case.name)))
     return scans
-
-
-def _save(path: Path, map_: np.ndarray) -> None:
-    """Write a map, whole."""
-    with files.whole(path) as temporary:
-        np.save(temporary, map_)
 
 
 def case_dice(samples: Sequence[recipe.Sample], chosen: config.RecipeConfig) -> tuple[float, ...]:

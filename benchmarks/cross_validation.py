@@ -26,11 +26,8 @@ NAMES = ("dice", "ppv", "sensitivity", "surface_mm")
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldsArguments:
-    """Cross-validate the `default` network on the training and validation cases of a study.
-
-    Example: python -m benchmarks.cross_validation work/ --minutes 10
-    """
+class Folds:
+    """What the folds of a study are made with."""
 
     work: command.Work
     folds: int = 3
@@ -38,6 +35,15 @@ class FoldsArguments:
     """Of training, each fold: minutes on the GPU, or CPU minutes over the number of cores."""
     seed: int = 2017
     """Of the assignment of cases to folds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldsArguments(Folds):
+    """Cross-validate the `default` network on the training and validation cases of a study.
+
+    Example: python -m benchmarks.cross_validation work/ --minutes 10
+    """
+
     processes: int = 2
     """Cases whose records are written side by side."""
 
@@ -68,6 +74,12 @@ def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.P
     return result
 
 
+def folder_of(arguments: Folds, number: int) -> Path:
+    """Return the folder of a fold's study."""
+    name = f"{arguments.folds}-{number}-{arguments.minutes:g}min-{arguments.seed}"
+    return arguments.work / "folds" / name
+
+
 def pooled(folders: Sequence[Path]) -> dict[str, float]:
     """Return the Dice of each left-out case, with the recipe that the left-out cases of the other folds choose."""
     from femur_tf import calibration, case_maps, metrics, postprocess, recipe
@@ -92,7 +104,7 @@ def main(arguments: FoldsArguments) -> None:
     quiet.start_tensorflow()
     rows, folders = [], []
     for number, parts in enumerate(found):
-        folder = arguments.work / "folds" / f"{arguments.folds}-{number}-{arguments.minutes:g}min-{arguments.seed}"
+        folder = folder_of(arguments, number)
         derived.derive(arguments.work, folder, parts)
         rows += derived.scores(folder, arguments.minutes, arguments.processes)
         folders.append(folder)

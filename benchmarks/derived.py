@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep import write_records
 from femur_tf import command, config, evaluate, files, records, study
+from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 PRESET = "default"
 SHARE = 6
 """One case of so many, and at least one, serves for validation."""
+MEMORY_MB = 6000
+"""For maps, in the process that has trained before and holds what that took."""
 
 
 def validation_count(cases: int) -> int:
@@ -40,12 +43,21 @@ def derive(work: Path, folder: Path, parts: Mapping[str, study.Part]) -> None:
       work: the study.
       folder: of the derived one.
       parts: the part of each case that it takes.
+
+    Raises:
+      DataError: the folder holds a study of another plan.
     """
     plan = study.read_plan(work)
     cases = tuple(dataclasses.replace(case, part=parts[case.name]) for case in plan.cases if case.name in parts)
     patch = config.PRESETS[PRESET].patch(plan.data.patch)
     derived = study.Plan(cases, dataclasses.replace(plan.data, patch=patch), plan.label)
-    files.write_json(study.plan_path(folder), config.to_dict(derived))
+    path = study.plan_path(folder)
+    if path.exists() and study.read_plan(folder) != derived:
+        raise DataError(
+            f"{path}: expected a study derived from the plan of {work}. Received: one of another plan, whose scores "
+            "would stand for this one. Remove its folder."
+        )
+    files.write_json(path, config.to_dict(derived))
 
 
 def left_out(folder: Path) -> tuple[Bundle, list[CaseMap]]:
@@ -63,6 +75,11 @@ def left_out(folder: Path) -> tuple[Bundle, list[CaseMap]]:
     return bundle, [case_maps.read(bundle, plan, case) for case in plan.part("test")]
 
 
+def scores_path(folder: Path) -> Path:
+    """Return where the scores of a derived study lie."""
+    return folder / "reports" / PRESET / "test.json"
+
+
 def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]:
     """Train a derived study, choose its recipe on its validation cases and score its test cases, once.
 
@@ -74,7 +91,7 @@ def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]
     Returns:
       One row of `reports/default/test.json` for each test case.
     """
-    found = folder / "reports" / PRESET / "test.json"
+    found = scores_path(folder)
     if not found.exists():
         from femur_tf import training
 
@@ -83,8 +100,8 @@ def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]
         train = dataclasses.replace(preset.train, minutes=minutes)
         run = config.RunConfig(manifest.data, preset.model, train)
         training.train(study.records_path(folder), study.run_path(folder, PRESET), run)
-        evaluate.main(evaluate.EvaluateArguments(folder, cohort=False))
-        evaluate.main(evaluate.EvaluateArguments(folder, part="test"))
+        evaluate.main(evaluate.EvaluateArguments(folder, cohort=False, max_memory=MEMORY_MB))
+        evaluate.main(evaluate.EvaluateArguments(folder, part="test", max_memory=MEMORY_MB))
     if records.manifest_path(study.records_path(folder)).exists():
         files.remove(study.records_path(folder))
     rows: list[dict[str, Any]] = files.read_json(found)["cases"]

@@ -1,6 +1,6 @@
 """What flaws of the reference masks cost: how far each is shifted, or drawn too thick or too thin, beside its scan.
 
-Example: python -m benchmarks.label_ceiling work/  (after benchmarks.cross_validation)
+Example: python -m benchmarks.label_ceiling work/ --minutes 10  (after benchmarks.cross_validation)
 
 A network that is trained on many cases draws the average annotator's contour where it has not seen a case. So for each
 left-out case of the folds two things that an annotator does to a whole case are undone: a shift in the plane of the
@@ -15,12 +15,11 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import derived
+from benchmarks import cross_validation, derived
 from femur_tf import calibration, command, metrics, postprocess, quiet
 from femur_tf.errors import DataError
 
@@ -34,13 +33,11 @@ ODDS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
 
 
 @dataclasses.dataclass(frozen=True)
-class CeilingArguments:
+class CeilingArguments(cross_validation.Folds):
     """Estimate what flaws of the reference masks cost, from the left-out cases of a cross-validation.
 
-    Example: python -m benchmarks.label_ceiling work/
+    Example: python -m benchmarks.label_ceiling work/ --minutes 10
     """
-
-    work: command.Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +118,19 @@ def _cropped(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return sample.probability[box], sample.reference[box]
 
 
-def left_out(work: Path) -> Iterable[tuple[str, Ceiling]]:
+def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
     """Yield each left-out case of the folds of a study.
 
     Raises:
-      DataError: there are no folds with scores.
+      DataError: a fold is missing, or has no scores.
     """
-    folders = sorted(path.parents[2] for path in (work / "folds").glob("*/reports/*/test.json"))
-    if not folders:
-        raise DataError(f"{work / 'folds'}: expected folds. Run first: python -m benchmarks.cross_validation {work}")
+    folders = [cross_validation.folder_of(arguments, number) for number in range(arguments.folds)]
+    for folder in folders:
+        if not derived.scores_path(folder).exists():
+            raise DataError(
+                f"{folder}: expected a fold with its scores. Run first: python -m benchmarks.cross_validation "
+                f"{arguments.work} --folds {arguments.folds} --minutes {arguments.minutes:g} --seed {arguments.seed}"
+            )
     for folder in folders:
         bundle, maps = derived.left_out(folder)
         fitted = bundle.chosen.calibration if bundle.chosen else calibration.NONE
@@ -149,7 +150,7 @@ def left_out(work: Path) -> Iterable[tuple[str, Ceiling]]:
 def main(arguments: CeilingArguments) -> None:
     """Print a table and one JSON line."""
     quiet.start_tensorflow()
-    found = dict(command.track(left_out(arguments.work), "cases"))
+    found = dict(command.track(left_out(arguments), "cases"))
     names = ("dice", "shifted", "thickened", "both", "ends")
     rows = [
         (case, *(f"{getattr(c, n):.3f}" for n in names), f"{c.shift[0]}, {c.shift[1]}", f"{c.odds:g}")

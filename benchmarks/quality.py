@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.perturbations import PERTURBATIONS, Scan
-from femur_tf import command, config, files, measures, metrics, postprocess, quality, quiet, study
+from femur_tf import command, config, measures, metrics, postprocess, quality, quiet, study
 from femur_tf import volume as volumes
 
 if TYPE_CHECKING:
@@ -79,21 +78,6 @@ def read(plan: study.Plan, case: study.Case) -> Scan:
     return Scan(volumes.Volume(image.data.astype(np.float32), image.affine), mask)
 
 
-def _map(bundle: Bundle, working: volumes.Volume, folder: Path, options: config.PredictConfig) -> np.ndarray:
-    """Return a map, computed once."""
-    from femur_tf import bundle as bundles
-
-    made_from = repr((working.shape, options)).encode() + working.data.tobytes()
-    path = folder / f"{hashlib.sha256(made_from).hexdigest()[:16]}.npz"
-    if not path.exists():
-        found = bundles.working_map(bundle, working, options)
-        with files.whole(path) as temporary:
-            np.savez_compressed(temporary, map=found.data)
-    with np.load(path) as kept:
-        map_: np.ndarray = kept["map"]
-    return map_
-
-
 def run(
     bundle: Bundle, scan: Scan, name: tuple[str, str, float], *, folder: Path, options: config.PredictConfig
 ) -> Outcome:
@@ -106,8 +90,10 @@ def run(
       folder: where maps are kept.
       options: how maps are computed.
     """
+    from femur_tf import case_maps
+
     working = study.prepare(scan.image, bundle.settings.data)
-    map_ = _map(bundle, working, folder, options)
+    map_ = case_maps.kept(bundle, working, folder, name[0], options)
     own = volumes.from_working(volumes.Volume(map_, working.affine), scan.image)
     mask = postprocess.apply(own, bundle.recipe, spacing_mm=scan.image.spacing_mm)
     found = measures.profile(volumes.Volume(own, scan.image.affine), mask, working, bundle.recipe.cutoff)
@@ -117,8 +103,7 @@ def run(
 def outcomes(arguments: QualityArguments, bundle: Bundle) -> Iterator[Outcome]:
     """Yield every untouched case, then every perturbation of the cases chosen."""
     plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
-    folder = arguments.work / "quality" / files.sha256(bundle.folder / "model.keras")[:12]
-    kept = {"folder": folder, "options": config.PredictConfig() if arguments.exact else QUICK}
+    kept = {"folder": arguments.work / "quality", "options": config.PredictConfig() if arguments.exact else QUICK}
     cases = [*plan.part("validation"), *plan.part("train")]
     for case in cases:
         yield run(bundle, read(plan, case), (case.name, NONE, 0.0), **kept)

@@ -47,7 +47,7 @@ class MiningConfig:
             both <= 1 + 1e-9, self, "share_false_negative", "share_false_positive + share_false_negative of at most 1"
         )
         require(self.margin_mm >= 0, self, "margin_mm", "a distance of at least 0 mm")
-        require(self.copies >= 1, self, "copies", "at least 1")
+        require(1 <= self.copies <= self.per_case, self, "copies", "at least 1, and an example of each")
 
     def wanted(self, count: int) -> dict[str, int]:
         """Return how many of each kind of error are asked for among `count` examples."""

@@ -9,6 +9,9 @@ its probabilities become a mask) and `cohort.json` (what is usual among its case
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 import zipfile
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +74,15 @@ class Bundle:
                 "python -m femur_tf.evaluate WORK --run NAME"
             )
         return self.chosen.recipe
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of all that a map is made with: settings, and weights with the calibration folded into them."""
+        values = [config.to_dict(self.settings.data), config.to_dict(self.settings.model)]
+        found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for weight in self.model.get_weights():
+            found.update(weight.tobytes())
+        return found.hexdigest()
 
 
 def versions(folder: Path) -> list[Path]:

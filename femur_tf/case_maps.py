@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from femur_tf import bundle as bundles
-from femur_tf import calibration, command, files, measures, metrics, postprocess, quality, recipe, study
-from femur_tf.config import RecipeConfig
+from femur_tf import calibration, command, files, measures, metrics, postprocess, predict, quality, recipe, study
+from femur_tf.config import PredictConfig, RecipeConfig
 from femur_tf.volume import Volume, from_working
 
 
@@ -40,21 +40,51 @@ class CaseMap:
         return measures.profile(Volume(sample.probability, affine), mask, self.loaded.working, chosen.cutoff)
 
 
-def read(bundle: bundles.Bundle, plan: study.Plan, case: study.Case) -> CaseMap:
+def read(
+    bundle: bundles.Bundle, plan: study.Plan, case: study.Case, options: PredictConfig = predict.DEFAULT
+) -> CaseMap:
     """Return a case with its map, computed once for a model and a working grid.
 
     Args:
       bundle: the model, not calibrated.
       plan: of the study.
       case: one of its cases.
+      options: how the map is computed.
     """
     loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
-    path = _path(bundle, loaded)
+    found = kept(bundle, loaded.working, bundle.folder / "maps", case.name, options)
+    return CaseMap(loaded, Volume(found, loaded.working.affine))
+
+
+def kept(
+    bundle: bundles.Bundle,
+    working: Volume,
+    folder: Path,
+    name: str,
+    options: PredictConfig = predict.DEFAULT,
+) -> np.ndarray:
+    """Return the map of a working grid, computed once: another network, grid or option has another file.
+
+    Args:
+      bundle: the model.
+      working: uint8, as `study.prepare` makes it.
+      folder: of the maps that are kept.
+      name: of the scan, for the file's name and what is said.
+      options: how the map is computed.
+
+    Returns:
+      float16 in [0, 1], of the shape of `working`.
+    """
+    alike = dataclasses.replace(options, max_memory=predict.DEFAULT.max_memory)  # it changes no map
+    made_from = repr((working.shape, alike)).encode() + working.data.tobytes()
+    path = folder / bundle.digest[:12] / f"{name}-{hashlib.sha256(made_from).hexdigest()[:12]}.npz"
     if not path.exists():
-        command.say(f"{case.name}: {' x '.join(map(str, loaded.working.shape))} voxels")
+        command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")
         with files.whole(path) as temporary:
-            np.save(temporary, bundles.working_map(bundle, loaded.working).data)
-    return CaseMap(loaded, Volume(np.load(path), loaded.working.affine))
+            np.savez_compressed(temporary, map=bundles.working_map(bundle, working, options).data)
+    with np.load(path) as archive:
+        map_: np.ndarray = archive["map"]
+    return map_
 
 
 def raw_counts(maps: Iterable[CaseMap]) -> metrics.VoxelCounts:
@@ -62,15 +92,12 @@ def raw_counts(maps: Iterable[CaseMap]) -> metrics.VoxelCounts:
     return recipe.count_voxels([one.sample(calibration.NONE) for one in maps])
 
 
-def _path(bundle: bundles.Bundle, loaded: study.LoadedCase) -> Path:
-    """Return where the map of a case is kept."""
-    model = files.sha256(bundle.folder / bundles.MODEL)[:12]
-    grid = hashlib.sha256(repr(loaded.working.shape).encode() + loaded.working.data.tobytes()).hexdigest()[:12]
-    return bundle.folder / "maps" / model / f"{loaded.case.name}-{grid}.npy"
-
-
 def cohort(
-    bundle: bundles.Bundle, plan: study.Plan, chosen: RecipeConfig, settings: calibration.Calibration
+    bundle: bundles.Bundle,
+    plan: study.Plan,
+    chosen: RecipeConfig,
+    settings: calibration.Calibration,
+    options: PredictConfig = predict.DEFAULT,
 ) -> quality.Cohort | None:
     """Return what is usual among the training and validation cases; None of fewer than two.
 
@@ -79,7 +106,9 @@ def cohort(
       plan: of the study; its test cases are not read.
       chosen: the recipe.
       settings: the calibration.
+      options: how maps are computed.
     """
     cases: Iterable[study.Case] = [*plan.part("validation"), *plan.part("train")]
-    profiles = [read(bundle, plan, case).profile(chosen, settings) for case in command.track(cases, "cohort")]
+    maps = (read(bundle, plan, case, options) for case in command.track(cases, "cohort"))
+    profiles = [one.profile(chosen, settings) for one in maps]
     return quality.build(profiles) if len(profiles) > 1 else None

@@ -166,6 +166,12 @@ class DataConfig:
     sampling: SamplingConfig = SamplingConfig()
     variation: VariationConfig = VariationConfig()
 
+    def __post_init__(self) -> None:
+        copies = self.variation.copies
+        require(
+            self.sampling.per_case >= copies, self.sampling, "per_case", f"an example of each of the {copies} copies"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:

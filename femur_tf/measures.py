@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from femur_tf import metrics, postprocess
-from femur_tf.volume import Volume, canonical, to_working
+from femur_tf.volume import Volume, canonical, from_working, to_working
 
 ODDS = 4.0
 """The cut-off is moved by this factor of its odds, either way, to see what depends on it."""
@@ -112,7 +112,9 @@ def _moved(cutoff: float, factor: float) -> float:
 
 def _on_working_grid(mask: np.ndarray, affine: np.ndarray, working: Volume) -> np.ndarray:
     """Return a mask of the scan's own grid on its working grid, bool."""
-    return np.asarray(to_working(Volume(mask.astype(np.float32), affine), working.spacing_mm).data >= 0.5)
+    found = to_working(Volume(mask.astype(np.float32), affine), working.spacing_mm)
+    # The number of voxels of an oblique grid may round to another one where its spacing was computed again.
+    return np.asarray(from_working(found, working) >= 0.5)
 
 
 def _differences(grey: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, evaluator, study, volume
+from femur_tf import bundle, calibration, config, evaluator, files, study, volume
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume
 
@@ -158,3 +159,14 @@ def test_a_damaged_model_is_named(copy, damage):
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"model\.keras: expected a Keras model that can be loaded"):
         bundle.load(copy)
+
+
+def test_the_digest_is_that_of_all_that_makes_a_map(tmp_path):
+    run = bright.save_run(tmp_path / "run")
+    digest = bundle.load(run).digest
+    files.remove(run / bundle.RECIPE)
+    assert bundle.load(run).digest == digest  # a recipe without a calibration makes no map
+    fitted = dataclasses.replace(bright.CHOSEN, calibration=calibration.Calibration(2.0, 1.0))
+    files.write_json(run / bundle.RECIPE, config.to_dict(fitted))
+    assert bundle.load(run).digest != digest
+    assert bundle.load(run, calibrated=False).digest == digest

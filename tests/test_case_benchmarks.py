@@ -1,5 +1,6 @@
 """Cross-validation, learning curve and label ceiling: which case does what, and what undoing a flaw gives."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tiny
 
 from benchmarks import cross_validation, derived, label_ceiling, learning_curve
-from femur_tf import config, files, study
+from femur_tf import case_maps, config, files, study, volume
 from femur_tf.errors import DataError
 
 NAMES = [f"hip_{number:02d}" for number in range(1, 12)]
@@ -106,9 +107,36 @@ def test_slices_of_one_mask_alone_are_the_ends():
     assert found.ends == pytest.approx(0.2)
 
 
+def test_a_case_gets_what_the_cases_of_other_folds_choose(tmp_path, monkeypatch):
+    """Two of three maps say 0.3 for bone; with their cut-off the one whose own would be higher is whole as well."""
+    plan = tiny.write_study(tmp_path)
+    maps = {}
+    for case, high in zip(plan.cases, (0.3, 0.3, 0.9), strict=False):
+        loaded = study.load_case(plan, case)
+        grey = np.where(loaded.working_mask, high, 0.02).astype(np.float16)
+        maps[tmp_path / case.name] = [case_maps.CaseMap(loaded, volume.Volume(grey, loaded.working.affine))]
+    monkeypatch.setattr(derived, "left_out", lambda folder: (None, maps[folder]))
+    found = cross_validation.pooled(list(maps))
+    assert sorted(found) == ["hip_01", "hip_02", "hip_03"]
+    assert found["hip_03"] > 0.95
+
+
 def test_a_ceiling_needs_folds(tmp_path):
-    with pytest.raises(DataError, match=r"expected folds. Run first: python -m benchmarks.cross_validation"):
-        next(iter(label_ceiling.left_out(tmp_path)))
+    arguments = label_ceiling.CeilingArguments(tmp_path, minutes=2.5)
+    with pytest.raises(DataError, match=r"3-0-2\.5min-2017: expected a fold.* --folds 3 --minutes 2\.5 --seed 2017"):
+        next(iter(label_ceiling.left_out(arguments)))
+
+
+def test_a_derived_study_of_another_plan_is_refused(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    parts = {"hip_01": "train", "hip_03": "test"}
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    sampling = dataclasses.replace(plan.data.sampling, per_case=91)
+    changed = dataclasses.replace(plan, data=dataclasses.replace(plan.data, sampling=sampling))
+    files.write_json(study.plan_path(tmp_path), config.to_dict(changed))
+    with pytest.raises(DataError, match=r"expected a study derived from the plan of .*Remove its folder"):
+        derived.derive(tmp_path, tmp_path / "one", parts)
 
 
 @pytest.mark.slow
@@ -123,9 +151,9 @@ def test_folds_then_their_ceiling(tmp_path, monkeypatch, capsys):
     assert sorted(found["cases"]) == ["hip_01", "hip_02", "hip_03"]
     assert found["dice"]["mean"] > 0.5
     assert sorted(found["pooled_cases"]) == sorted(found["cases"])
-    assert found["pooled"]["mean"] > 0.5
+    assert 0 <= found["pooled"]["mean"] <= 1  # three networks that have trained for seconds do not agree
     assert not list(tmp_path.glob("folds/*/records"))
-    label_ceiling.main(label_ceiling.CeilingArguments(tmp_path))
+    label_ceiling.main(label_ceiling.CeilingArguments(tmp_path, minutes=0.05))
     ceiling = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert ceiling["dice"] == pytest.approx(found["dice"]["mean"], abs=1e-6)
     assert ceiling["both"] >= ceiling["shifted"] >= ceiling["dice"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from femur_tf import measures
-from femur_tf.volume import Volume, canonical
+from femur_tf.volume import Volume, canonical, to_working
 
 SPACING_MM = (1.0, 2.0, 0.5)
 AFFINE = np.diag([*SPACING_MM, 1.0])
@@ -155,3 +155,15 @@ def test_a_full_mask_and_a_black_scan_are_measured():
     found = measures.profile(map_, mask, Volume(np.zeros_like(grey.data), AFFINE), CUTOFF)
     assert found.measures["volume_mm3"] == 64
     assert found.quantiles["grey"] == ()
+
+
+def test_a_grid_whose_length_is_a_tie_is_measured():
+    """5 voxels of 1 mm are 2.5 of 2 mm: 2 of them, or 3 where the spacing is less by one bit."""
+    probability, mask, _ = boxed((5, 6, 6), (1, 4), (1, 5), (1, 5), affine=np.eye(4))
+    assert to_working(probability, (2.0, 2.0, 2.0)).shape == (2, 3, 3)
+    affine = np.diag([np.nextafter(2.0, 0.0), 2.0, 2.0, 1.0])
+    affine[:3, 3] = [1.0, 0.5, 0.5]
+    working = Volume(np.full((2, 3, 3), 100, np.uint8), affine)
+    assert to_working(probability, working.spacing_mm).shape == (3, 3, 3)
+    found = measures.profile(probability, mask, working, CUTOFF)
+    assert found.quantiles["bone"][0] == pytest.approx(99.5, abs=0.1)
