@@ -27,7 +27,7 @@ import tyro
 
 from data_prep import sampling, write_records
 from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
-from femur_tf import command, config, files, mined_records, quiet, records, study
+from femur_tf import command, config, files, lineage, mined_records, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
 
@@ -64,7 +64,8 @@ class Mined:
     """What `mined.json` holds: what chose the examples."""
 
     run: str
-    model_sha256: str
+    model_digest: str
+    """`Bundle.digest` of the run."""
     cutoff: float
     mining: MiningConfig
     prediction: config.PredictConfig
@@ -101,15 +102,10 @@ class Miner:
         """The folder of the mined set."""
         return mined_records.folder(study.records_path(self.work), self.name)
 
-    @property
-    def model_sha256(self) -> str:
-        """The digest of the run's model."""
-        return files.sha256(self.bundle.folder / "model.keras")
-
     def fingerprint(self, case: study.Case) -> str:
         """Return a digest of all that a case's mined records are made from."""
         settings = [config.to_dict(self.mining), config.to_dict(self.prediction), self.bundle.recipe.cutoff]
-        made_from = [write_records.fingerprint(self.plan, case, self.mode), self.model_sha256, settings]
+        made_from = [write_records.fingerprint(self.plan, case, self.mode), self.bundle.digest, settings]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
@@ -198,23 +194,26 @@ def mine(arguments: MineArguments) -> Mined:
     """Mine every training case of a study.
 
     Raises:
-      DataError: no plan, no records, no run or no recipe; a run on another working grid; a mined set of that name made
-        from something else.
+      DataError: no plan, no records or records of another split; no run or no recipe; a run on another working grid; a
+        mined set of that name made from something else.
     """
-    manifest = records.read_manifest(study.records_path(arguments.work))
+    folder = study.records_path(arguments.work)
+    manifest = records.read_manifest(folder)
+    lineage.require_split(folder, manifest)
     plan = dataclasses.replace(study.read_plan(arguments.work), data=manifest.data)
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     _check(arguments, plan, bundle)
+    _ = bundle.recipe  # raises where none has been chosen
     name = arguments.name or arguments.run
     miner = Miner(arguments.work, plan, bundle, name, manifest.mode, arguments.mining, arguments.prediction)
-    if arguments.overwrite:
-        files.remove(miner.folder)
     cases = plan.part("train")
     examples = arguments.mining.per_case * len(cases)
     write_records.check_disk(arguments.work, plan.data.patch, examples, manifest.mode)
+    if arguments.overwrite:
+        files.remove(miner.folder)
     found = {}
     for number, case in enumerate(cases, start=1):
         command.say(f"{case.name} ({number} of {len(cases)})")
@@ -223,7 +222,7 @@ def mine(arguments: MineArguments) -> Mined:
         found[case.name] = one
     result = Mined(
         arguments.run,
-        miner.model_sha256,
+        bundle.digest,
         bundle.recipe.cutoff,
         arguments.mining,
         arguments.prediction,

@@ -160,31 +160,38 @@ def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[
     test = None
     if arguments.test is not None:
         test = split.named([text.strip() for text in arguments.test.split(",") if text.strip()], names)
-    if arguments.new_split or not study.plan_path(arguments.work).exists():
+    earlier = _earlier_parts(arguments)
+    if arguments.new_split or not earlier:
         validation = VALIDATION_CASES if arguments.validation is None else arguments.validation
-        return split.first_split(names, test=test or frozenset(), validation=validation, seed=seed)
-    try:
-        earlier = {case.name: case.part for case in study.read_plan(arguments.work).cases}
-    except DataError as error:
-        raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
-    parts = split.later_split(names, earlier, test=test, seed=seed)
-    _warn_of_changes(arguments, earlier, parts)
-    return parts
-
-
-def _warn_of_changes(
-    arguments: PlanArguments, earlier: Mapping[str, study.Part], parts: Mapping[str, study.Part]
-) -> None:
-    """Name the cases that move, and a number of validation cases that the earlier split does not meet."""
+        parts = split.first_split(names, test=test or frozenset(), validation=validation, seed=seed)
+    else:
+        parts = split.later_split(names, earlier, test=test, seed=seed)
+        count = list(parts.values()).count("validation")
+        if arguments.validation not in (None, count):
+            command.warn(
+                f"--validation {arguments.validation}: the earlier plan's split is kept, with {count} validation cases "
+                "now. Pass --new-split to draw it anew."
+            )
     for name in sorted(earlier.keys() & parts.keys()):
         if earlier[name] != parts[name]:
             command.warn(f"{name} moves from {earlier[name]} to {parts[name]}: runs made before used it otherwise.")
-    count = list(parts.values()).count("validation")
-    if arguments.validation not in (None, count):
-        command.warn(
-            f"--validation {arguments.validation}: the earlier plan's split is kept, with {count} validation cases "
-            "now. Pass --new-split to draw it anew."
-        )
+    return parts
+
+
+def _earlier_parts(arguments: PlanArguments) -> dict[str, study.Part]:
+    """Return the part of each case in the earlier plan; none without one.
+
+    Raises:
+      DataError: it cannot be read, and the split is not drawn anew.
+    """
+    if not study.plan_path(arguments.work).exists():
+        return {}
+    try:
+        return {case.name: case.part for case in study.read_plan(arguments.work).cases}
+    except DataError as error:
+        if arguments.new_split:
+            return {}
+        raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
 
 
 def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:

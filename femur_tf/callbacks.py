@@ -11,6 +11,7 @@ from pathlib import Path
 
 import keras
 
+from femur_tf import bundle as bundles
 from femur_tf import command, config, files, machine
 
 FINAL_SHARE = 0.01
@@ -128,7 +129,8 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    return sorted((folder / "checkpoint").glob("epoch-*"))
+    found = (folder / "checkpoint").glob("epoch-*")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -162,6 +164,8 @@ class Checkpoint(keras.callbacks.Callback):
         values = {name: float(value) for name, value in (logs or {}).items()}
         self._note(epoch, values)
         if not self.state.waited:
+            for chosen in (bundles.RECIPE, bundles.COHORT):  # for the network that is replaced
+                files.remove(self.folder / chosen)
             with files.whole(self.folder / "model.keras") as temporary:
                 self.model.save(temporary)
         files.write_text(self.folder / "history.csv", _csv(self.state.history))

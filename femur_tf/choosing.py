@@ -69,14 +69,25 @@ def adopt(bundle: bundles.Bundle, other: bundles.Bundle) -> bundles.ChosenRecipe
 
 
 def _save(bundle: bundles.Bundle, chosen: bundles.ChosenRecipe) -> None:
-    """Write the recipe beside the model."""
+    """Write the recipe beside the model; what was usual with another recipe is removed."""
+    if chosen != bundle.chosen:
+        files.remove(bundle.folder / bundles.COHORT)
     files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
     command.say(f"Recipe saved: {bundle.folder / bundles.RECIPE}")
 
 
-def save_cohort(bundle: bundles.Bundle, plan: study.Plan, chosen: bundles.ChosenRecipe) -> None:
-    """Measure what is usual among training and validation cases, for the quality flag."""
-    found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration)
+def save_cohort(
+    bundle: bundles.Bundle, plan: study.Plan, chosen: bundles.ChosenRecipe, options: config.PredictConfig
+) -> None:
+    """Measure what is usual among training and validation cases, for the quality flag.
+
+    Args:
+      bundle: the model, not calibrated.
+      plan: of the study.
+      chosen: recipe and calibration.
+      options: how maps are computed.
+    """
+    found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration, options)
     if found is None:
         command.warn("The quality flag needs two training or validation cases or more: it is left out.")
         return

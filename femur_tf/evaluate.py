@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import calibration, command, config, files, metrics, postprocess, quiet, recipe, report, study
+from femur_tf import calibration, command, config, files, lineage, metrics, postprocess, quiet, recipe, report, study
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class EvaluateArguments:
     recipe_from: Path | None = None
     """A run of the same settings, made with validation cases, whose cut-off, steps and calibration are taken over; in a
     study without validation cases."""
+    max_memory: int = config.PredictConfig.max_memory
+    """Peak resident memory while a map is computed, in MB (10^6 bytes)."""
+
+    @property
+    def prediction(self) -> config.PredictConfig:
+        """How maps are computed."""
+        return config.PredictConfig(max_memory=self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +153,8 @@ def _check_choice(arguments: EvaluateArguments) -> None:
     if arguments.recipe_from and (asked or arguments.part == "test"):
         other = asked[0] if asked else "--part test"
         raise DataError(f"Expected --recipe-from alone, which chooses nothing. Received: {other} as well.")
+    if arguments.max_memory < 1:
+        raise DataError(f"--max-memory: expected at least 1 MB. Received: {arguments.max_memory}")
     if arguments.specificity is not None and arguments.cutoff != "specificity":
         raise DataError("Expected --cutoff specificity with --specificity. Received: --specificity without it.")
 
@@ -201,7 +210,7 @@ def adopt(arguments: EvaluateArguments) -> None:
 
     chosen = choosing.adopt(bundle, bundles.load(arguments.recipe_from or bundle.folder, calibrated=False))
     if arguments.cohort:
-        choosing.save_cohort(bundle, plan, chosen)
+        choosing.save_cohort(bundle, plan, chosen, arguments.prediction)
 
 
 def _chosen(
@@ -223,7 +232,8 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
       One score a case, in the plan's order.
 
     Raises:
-      DataError: no plan, no run, no case of that part; a choice asked for on test cases; no recipe chosen yet.
+      DataError: no plan, no run, no case of that part; a choice asked for on test cases; no recipe chosen yet; a run
+        that has seen the cases.
     """
     _check_choice(arguments)
     plan = study.read_plan(arguments.work)
@@ -233,7 +243,9 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
 
     if arguments.part == "test":
         _ = bundle.recipe  # raises where none has been chosen
-    maps = [case_maps.read(bundle, plan, case) for case in cases]
+    choosers = bundle.chosen.cases if bundle.chosen else ()
+    lineage.require_unseen(bundle.folder, [case.name for case in cases], arguments.part, choosers)
+    maps = [case_maps.read(bundle, plan, case, arguments.prediction) for case in cases]
     raw = case_maps.raw_counts(maps)
     chosen = _chosen(bundle, maps, raw, arguments)
     samples = [one.sample(chosen.calibration) for one in maps]
@@ -257,7 +269,7 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     title = f"{arguments.run}: {arguments.part} cases"
     _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.recipe.cutoff))
     if arguments.part == "validation" and arguments.cohort:
-        choosing.save_cohort(bundle, plan, chosen)
+        choosing.save_cohort(bundle, plan, chosen, arguments.prediction)
     return scores
 
 

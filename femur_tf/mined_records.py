@@ -29,7 +29,8 @@ def read_manifest(records_folder: Path, mined: Sequence[str] = ()) -> records.Ma
       mined: names of mined sets.
 
     Raises:
-      DataError: no records, no mined set of a name, or one made for records of another plan or mode.
+      DataError: no records, no mined set of a name, one made for records of another plan or mode, or one of a case that
+        is not trained on now.
     """
     manifest = records.read_manifest(records_folder)
     cases = list(manifest.cases)
@@ -52,6 +53,13 @@ def _read_set(records_folder: Path, name: str, like: records.Manifest) -> list[r
         raise DataError(
             f"{path}: expected a mined set for these records. Received: one made for another plan or mode. "
             "Mine again with --overwrite."
+        )
+    trained = {case.case for case in like.cases if case.part == "train"}
+    others = sorted({case.case for case in found.cases} - trained)
+    if others:
+        raise DataError(
+            f"{path}: expected examples of training cases. Received: of {', '.join(others)}, which the split has in "
+            "another part now. Mine again with --overwrite."
         )
     return [_moved(case, f"mined/{name}") for case in found.cases]
 

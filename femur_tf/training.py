@@ -1,6 +1,7 @@
 """Records -> run folder: the training loop.
 
 runs/NAME/config.json           the RunConfig, and the run's seed
+runs/NAME/lineage.json          the cases that it learns from
 runs/NAME/checkpoint/epoch-0007 model with optimizer state, and what else a resumed run needs
 runs/NAME/history.csv           one row an epoch
 runs/NAME/logs/                 TensorBoard
@@ -17,7 +18,7 @@ from typing import Any
 
 import keras
 
-from femur_tf import command, config, dataset, files, machine, mined_records, model, records
+from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, has_gpu
 from femur_tf.errors import DataError
 
@@ -62,16 +63,28 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
     return network
 
 
+def _earlier(folder: Path, settings: config.RunConfig) -> Path | None:
+    """Return the folder of the run to start from, if any.
+
+    Raises:
+      DataError: it is the run itself.
+    """
+    run = settings.train.start
+    if run == folder.name:
+        raise DataError(f"{folder}: expected another run to start from (--start). Received: this one.")
+    return folder.parent / run if run else None
+
+
 def _first(folder: Path, settings: config.RunConfig) -> keras.Sequential:
     """Return the network that training starts from.
 
     Raises:
       DataError: the run to start from is missing, or its network is another.
     """
-    network, run = compiled(settings), settings.train.start
+    network, run = compiled(settings), _earlier(folder, settings)
     if run is None:
         return network
-    path = folder.parent / run / "model.keras"
+    path = run / "model.keras"
     if not path.exists():
         raise DataError(f"{path}: expected the run to start from (--start). Received: no such file.")
     earlier = keras.saving.load_model(path, compile=False)
@@ -81,11 +94,28 @@ def _first(folder: Path, settings: config.RunConfig) -> keras.Sequential:
     return network
 
 
-def _start(folder: Path, settings: config.RunConfig) -> tuple[keras.Sequential, State]:
-    """Return the model and the state to go on with: those of the last checkpoint, or new ones."""
-    found = checkpoints(folder)
+def _start(
+    folder: Path, settings: config.RunConfig, manifest: records.Manifest, *, overwrite: bool
+) -> tuple[keras.Sequential, State]:
+    """Return the model and the state to go on with: those of the last checkpoint, or new ones; note what they are.
+
+    A run that is overwritten is removed when all is known to be well.
+
+    Raises:
+      DataError: a run folder made with other settings or records, or nothing to start from.
+    """
+    found = [] if overwrite else checkpoints(folder)
+    learned = lineage.of(manifest, None if found else _earlier(folder, settings))
+    if not overwrite:
+        _refuse_other_settings(folder, settings)
+        lineage.require_same(folder, learned)
     if not found:
-        return _first(folder, settings), State()
+        first = _first(folder, settings)
+        if overwrite:
+            files.remove(folder)
+        files.write_json(folder / "config.json", config.to_dict(settings))
+        files.write_json(folder / lineage.NAME, config.to_dict(learned))
+        return first, State()
     state = State(**files.read_json(found[-1] / "state.json"))
     keras.utils.set_random_seed(settings.train.seed + state.epoch)
     return keras.saving.load_model(found[-1] / "model.keras"), state
@@ -162,7 +192,7 @@ def train(
       records_folder: with manifest and shards.
       folder: of the run.
       settings: everything the run is made with. Its minutes, if any, are those of all starts together.
-      overwrite: start anew where there is a run.
+      overwrite: start anew where there is a run, which is removed.
       callbacks: called after those of this loop, before the checkpoint is written.
       announce: say what the training runs on.
 
@@ -170,15 +200,13 @@ def train(
       The state at the end, with the history.
 
     Raises:
-      DataError: no records, records without the patches of the settings, or a run folder made with other settings.
+      DataError: no records, records of another split or without the patches of the settings, a run folder made with
+        other settings or records, or no run to start from.
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
     dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
-    if overwrite:
-        files.remove(folder)
-    _refuse_other_settings(folder, settings)
-    network, state = _start(folder, settings)
-    files.write_json(folder / "config.json", config.to_dict(settings))
+    lineage.require_split(records_folder, manifest)
+    network, state = _start(folder, settings, manifest, overwrite=overwrite)
     if state.finished:
         command.say(f"{folder}: this run is finished ({state.epoch} epochs, {state.seconds / 60:.1f} min).")
         return state

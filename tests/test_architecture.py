@@ -18,7 +18,7 @@ ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
     | {"tiles", "measures", "quality", "calibration"},
-    {"image_io", "records", "study", "quiet", "mined_records", "cost"},
+    {"image_io", "dicom_geometry", "records", "study", "quiet", "mined_records", "lineage", "cost"},
     {"dataset", "draws", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"},
     {
         "training",
@@ -33,7 +33,8 @@ ROWS = (
         "choosing",
     }
     | {"signatures", "served", "export", "wire", "wire_grpc", "wire_rest"},
-    {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "review", "scans", "reliability_picture"},
+    {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "scans", "reliability_picture"}
+    | {"mask_report"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""
 

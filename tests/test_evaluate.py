@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, config, evaluate, files, metrics, postprocess, predict, study, volume
+from femur_tf import bundle, command, config, evaluate, files, lineage, metrics, postprocess, predict, study, volume
 from femur_tf.errors import DataError
 from femur_tf.evaluate import EvaluateArguments
 
@@ -216,3 +216,58 @@ def test_a_study_without_that_run_or_that_part_is_told_what_to_do(work, tmp_path
         choose(work)
     with pytest.raises(DataError, match=r"expected a plan, found none. Run first: python -m data_prep\.plan"):
         choose(tmp_path / "empty")
+
+
+def learned(work, cases, earlier=()):
+    """Let the run of a study say what it has learned from."""
+    found = lineage.Lineage(*(tuple(lineage.Seen(*one, "0") for one in some) for some in (cases, earlier)))
+    files.write_json(work / "runs/default" / lineage.NAME, config.to_dict(found))
+
+
+@pytest.mark.parametrize(
+    ("cases", "earlier"), [([("hip_03", "train")], []), ([("hip_01", "train")], [("hip_03", "train")])]
+)
+def test_a_run_that_was_trained_on_a_validation_case_is_refused(work, cases, earlier):
+    learned(work, cases, earlier)
+    with pytest.raises(DataError, match=r"has not seen the validation cases\. Received: one made with hip_03, before"):
+        choose(work)
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_run_that_has_seen_a_test_case_is_refused(work, part):
+    choose(work, cohort=False)
+    learned(work, [("hip_04", part)])
+    with pytest.raises(DataError, match=r"has not seen the test cases\. Received: one made with hip_04"):
+        choose(work, part="test")
+
+
+def test_a_recipe_that_a_test_case_chose_is_refused(work):
+    choose(work, cohort=False)
+    plan = study.read_plan(work)
+    parts = {"hip_03": "test", "hip_04": "train"}
+    cases = tuple(dataclasses.replace(case, part=parts.get(case.name, case.part)) for case in plan.cases)
+    files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=cases)))
+    with pytest.raises(DataError, match="Received: one made with hip_03"):
+        choose(work, part="test")
+
+
+def test_a_validation_case_is_no_secret_of_its_own_run(work):
+    learned(work, [("hip_01", "train"), ("hip_02", "train"), ("hip_03", "validation")])
+    choose(work, cohort=False)
+    assert choose(work, part="test")[0].case == "hip_04"
+
+
+def test_the_cohort_goes_with_its_recipe(work):
+    cohort = work / "runs/default" / bundle.COHORT
+    choose(work)
+    choose(work, cohort=False)
+    assert cohort.exists()
+    choose(work, cohort=False, cutoff="youden")
+    assert not cohort.exists()
+
+
+def test_memory_is_the_users_choice(work):
+    with pytest.raises(DataError, match=r"--max-memory: expected at least 1 MB\. Received: 0"):
+        choose(work, max_memory=0)
+    with pytest.raises(DataError, match=r"--max-memory: expected at least \d+ MB for a volume.* Received: 1 MB"):
+        choose(work, max_memory=1)

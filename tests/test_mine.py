@@ -164,6 +164,26 @@ def test_a_set_of_another_plan_is_refused(tmp_path, written, mined):
         mined_records.read_manifest(study.records_path(tmp_path), ["default"])
 
 
+def test_a_set_is_kept_where_it_cannot_be_made_again(written, mined, monkeypatch):
+    bright.save_run(study.run_path(written, "bare"), chosen=None)
+    place, manifest = sets(written), records.manifest_path(sets(written))
+    before = manifest.read_bytes()
+    try:
+        with pytest.raises(DataError, match="expected a recipe"):
+            mine.mine(arguments(written, run="bare", name="default", overwrite=True))
+    finally:
+        files.remove(study.run_path(written, "bare"))
+    monkeypatch.setattr(mine.write_records.shutil, "disk_usage", lambda path: type("", (), {"free": 0}))
+    with pytest.raises(DataError, match="free disk"):
+        mine.mine(arguments(written, overwrite=True))
+    assert manifest.read_bytes() == before and (place / "shards").exists()
+
+
+def test_more_copies_than_examples_are_refused():
+    with pytest.raises(ValueError, match="copies: expected at least 1, and an example of each"):
+        MiningConfig(per_case=2, copies=3)
+
+
 @pytest.mark.parametrize(
     ("chosen", "patch", "words"),
     [

@@ -112,6 +112,21 @@ def test_a_new_split_forgets_the_earlier_plan(cohort: Path) -> None:
     assert len(_plan(cohort, test="1", validation=4, overwrite=True, new_split=True).part("validation")) == 4
 
 
+def test_a_new_split_tells_which_cases_move(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _plan(cohort, test="2")
+    _plan(cohort, test="5", overwrite=True, new_split=True)
+    told = capsys.readouterr().err
+    assert "hip_02 moves from test to" in told
+    assert " to test: runs made before used it otherwise" in told
+
+
+def test_fewer_examples_than_copies_are_refused(cohort: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"per_case: expected an example of each of the 12 copies\. Received: per_case=11"
+    ):
+        _plan(cohort, per_case=11)
+
+
 def test_the_same_folders_give_the_same_plan(cohort: Path) -> None:
     assert _plan(cohort) == _plan(cohort, overwrite=True, new_split=True)
 

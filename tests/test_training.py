@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from femur_tf import callbacks, config, files, study, training
+from femur_tf import bundle, callbacks, config, files, lineage, study, training
 from femur_tf.callbacks import State
 from femur_tf.config import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from femur_tf.errors import DataError
@@ -103,10 +103,10 @@ def test_a_constant_rate_stays():
 
 
 def test_checkpoints_are_listed_oldest_first(tmp_path):
-    for epoch in (10, 2):
+    for epoch in (10000, 10, 2):
         callbacks.checkpoint_path(tmp_path, epoch).mkdir(parents=True)
     (tmp_path / "checkpoint/.partial-1-epoch-0011").mkdir()
-    assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0002", "epoch-0010"]
+    assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0002", "epoch-0010", "epoch-10000"]
 
 
 def test_the_clock_counts_on_from_earlier_seconds():
@@ -411,3 +411,43 @@ def test_a_run_is_kept_where_its_successor_cannot_be_trained(uninterrupted, writ
     with pytest.raises(DataError, match="expected records with the patches of"):
         training.train(written, folder, bad, overwrite=True)
     assert (folder / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [("run", r"another run to start from \(--start\)\. Received: this one"), ("gone", "no such file")],
+)
+def test_a_run_is_kept_where_its_successor_has_nothing_to_start_from(written, tmp_path, start, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model.keras").write_bytes(b"kept")
+    with pytest.raises(DataError, match=words):
+        training.train(written, folder, settings(start=start), overwrite=True)
+    assert (folder / "model.keras").read_bytes() == b"kept"
+
+
+def test_another_network_has_no_recipe_yet(written, tmp_path):
+    """A recipe that was chosen between two epochs is for the network that was there then."""
+    folder = tmp_path / "run"
+    with killed_after(1), pytest.raises(Killed):
+        training.train(written, folder, settings())
+    for name in (bundle.RECIPE, bundle.COHORT):
+        (folder / name).write_text("{}")
+    state = training.train(written, folder, settings())
+    improved = state.history[-1]["val_loss"] < state.history[0]["val_loss"]
+    assert improved and not (folder / bundle.RECIPE).exists() and not (folder / bundle.COHORT).exists()
+
+
+def test_a_run_says_what_it_learns_from_and_goes_on_with_nothing_else(written, tmp_path):
+    folder = tmp_path / "run"
+    with killed_after(1), pytest.raises(Killed):
+        training.train(written, folder, settings())
+    found = lineage.read(folder)
+    assert (found.names("train"), found.names("validation")) == ({"hip_01", "hip_02"}, {"hip_03"})
+    other = dataclasses.replace(found.cases[0], fingerprint="0")
+    changed = dataclasses.replace(found, cases=(other, *found.cases[1:]))
+    files.write_json(folder / lineage.NAME, config.to_dict(changed))
+    with pytest.raises(DataError, match=r"lineage\.json: expected the records that this run began with.* of hip_01\. "):
+        training.train(written, folder, settings())
+    training.train(written, folder, settings(), overwrite=True)
+    assert lineage.read(folder) == found

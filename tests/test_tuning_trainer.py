@@ -278,9 +278,9 @@ def test_hours_that_are_used_end_the_search_within_a_trial(work, capsys, monkeyp
 
 def test_records_without_validation_examples_are_refused(tmp_path, monkeypatch):
     tiny.write_all(tmp_path)
-    path = tmp_path / "records" / "manifest.json"
-    values = files.read_json(path)
-    values["cases"] = [case for case in values["cases"] if case["part"] == "train"]
-    files.write_json(path, values)
+    for path in (tmp_path / "records" / "manifest.json", tmp_path / "plan.json"):
+        values = files.read_json(path)
+        values["cases"] = [case for case in values["cases"] if case["part"] == "train"]
+        files.write_json(path, values)
     with pytest.raises(DataError, match="expected validation examples"):
         search.main(SearchArguments(tmp_path))

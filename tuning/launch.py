@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from femur_tf import command, config, files, records, study
+from femur_tf import command, config, files, lineage, records, study
 from femur_tf.errors import DataError
 from tuning import board, keeping, trials
 from tuning.early import DIRECTIONS
@@ -66,6 +66,7 @@ def settings(wanted: Wanted) -> Search:
             raise DataError(f"--{name}: expected a number above 0. Received: {value}")
     folder = study.records_path(wanted.work)
     manifest = records.read_manifest(folder)
+    lineage.require_split(folder, manifest)
     Space(manifest.data, wanted.max_cost)
     if not manifest.count("validation"):
         raise DataError(f"{records.manifest_path(folder)}: expected validation examples. Received: none.")
