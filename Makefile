@@ -25,7 +25,7 @@ demo: $(READY)  ## a phantom cohort through the whole line, in a few minutes
 	$(RUN) femur_tf.demo --overwrite
 
 test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
-	$(RUN) pytest --cov --cov-report=term --durations=10
+	$(RUN) pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term
 	@$(RUN) coverage json --quiet -o .coverage.json && $(VENV)/bin/python -c \
 	  'import json; t = json.load(open(".coverage.json"))["totals"]; print("coverage: statements {percent_statements_covered:.1f} %, branches {percent_branches_covered:.1f} %".format(**t))'
 

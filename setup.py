@@ -39,6 +39,7 @@ EXTRAS = {
         "pytest~=9.2",
         "pytest-cov~=7.1",
         "pytest-timeout~=2.4",
+        "pytest-xdist~=3.8",
         "coverage~=7.17",
         "hypothesis~=6.170",
         "mypy~=2.4",
