@@ -106,7 +106,8 @@ def search(scans: Sequence[Scan], chosen: config.RecipeConfig, first: CrfConfig)
     best = tried(first)
     trials = [tried(OFF), best]
     for name, value in command.track([(n, v) for n, values in CANDIDATES.items() for v in values], "field"):
-        trial = tried(dataclasses.replace(best.settings, **{name: value}))
+        change: dict[str, Any] = {name: value}
+        trial = tried(dataclasses.replace(best.settings, **change))
         trials.append(trial)
         if np.mean(trial.dice) > np.mean(best.dice):
             best = trial

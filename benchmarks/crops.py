@@ -70,7 +70,7 @@ def draw(pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[np.ndarray, n
     Returns:
       float32 (crop, crop, 3) grey values from 0 to 255, and float32 (crop, crop, 1) of 0 and 1.
     """
-    pair = pairs[rng.integers(len(pairs))]
+    pair = pairs[int(rng.integers(len(pairs)))]
     sides = np.array(pair.grid.shape)[[0, 2]]
     crop = np.minimum(CROP, -(-sides // GRAIN) * GRAIN)
     x, y, z = rng.integers(pair.grid.shape)

@@ -10,6 +10,7 @@ figure (their mean). Keys are explained in docs/performance.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import time
@@ -246,7 +247,7 @@ def main(arguments: DenseArguments) -> None:
     line: dict[str, Any] = {"shape": list(grid.shape), "macs_per_voxel": macs}
     for name, (network, options) in ways.items():
         predict.dense_map(network, grid[:96, :, :96], options)  # graphs are traced here
-        measured = timed(lambda network=network, options=options: predict.dense_map(network, grid, options))
+        measured = timed(functools.partial(predict.dense_map, network, grid, options))
         line[f"{name}_units"] = measured.units
         line[f"{name}_s"] = measured.seconds
         line[f"{name}_voxels_per_s"] = grid.size / measured.seconds

@@ -79,7 +79,7 @@ def read(plan: study.Plan, case: study.Case) -> Scan:
 
 
 def run(
-    bundle: Bundle, scan: Scan, name: tuple[str, str, float], *, folder: Path, options: config.PredictConfig
+    bundle: Bundle, scan: Scan, name: tuple[str, str, float], folder: Path, options: config.PredictConfig
 ) -> Outcome:
     """Segment a scan, score it and measure it.
 
@@ -103,16 +103,16 @@ def run(
 def outcomes(arguments: QualityArguments, bundle: Bundle) -> Iterator[Outcome]:
     """Yield every untouched case, then every perturbation of the cases chosen."""
     plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
-    kept = {"folder": arguments.work / "quality", "options": config.PredictConfig() if arguments.exact else QUICK}
+    folder, options = arguments.work / "quality", config.PredictConfig() if arguments.exact else QUICK
     cases = [*plan.part("validation"), *plan.part("train")]
     for case in cases:
-        yield run(bundle, read(plan, case), (case.name, NONE, 0.0), **kept)
+        yield run(bundle, read(plan, case), (case.name, NONE, 0.0), folder, options)
     for case in cases[: arguments.cases]:
         scan = read(plan, case)
         for name, (change, strengths) in PERTURBATIONS.items():
             for strength in strengths:
                 command.say(f"{case.name}: {name} {strength:g}")
-                yield run(bundle, change(scan, strength), (case.name, name, strength), **kept)
+                yield run(bundle, change(scan, strength), (case.name, name, strength), folder, options)
 
 
 def judged(found: Sequence[Outcome]) -> list[Judged]:
