@@ -7,10 +7,12 @@ error is shown as one message with exit status 2; `--debug` shows the traceback.
 
 from __future__ import annotations
 
+import operator
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -37,6 +40,8 @@ Work = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORK", help=
 # A file or a pipe has no width of its own; 120 columns hold the widest table.
 console = Console(width=None if sys.stdout.isatty() else 120)
 _errors = Console(stderr=True)
+LOG_S = 60.0
+"""From one line of progress to the next, where the output is a file or a pipe."""
 
 
 def run(function: Callable[[A], int | None], kind: type[A]) -> None:
@@ -77,13 +82,43 @@ def say(message: str) -> None:
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Logged(Progress):
+    """A progress display that writes a line a minute where there is no terminal for a bar to move on."""
+
+    def start(self) -> None:
+        """Start the display and the first minute."""
+        super().start()
+        self.logged = time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Note that a task has come so much further."""
+        super().advance(task_id, advance)
+        self._log(task_id)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Note how far a task has come, or what it does."""
+        super().update(task_id, **changes)
+        self._log(task_id)
+
+    def _log(self, task_id: TaskID) -> None:
+        """Write a line, if one is due."""
+        if self.console.is_terminal or time.monotonic() - self.logged < LOG_S:
+            return
+        self.logged = time.monotonic()
+        columns = [column for column in self.columns if not isinstance(column, str | BarColumn)]
+        (task,) = (task for task in self.tasks if task.id == task_id)
+        self.console.print(" ".join(str(column(task)).strip() for column in columns), markup=False, highlight=False)
+
+
 def progress(*, percent: bool = False) -> Progress:
     """Return a progress display: what, how much of it, time gone, time left. Use it as a context manager.
+
+    In a log, where no bar can move, it is a line a minute.
 
     Args:
       percent: show a percentage instead of the number of items.
     """
-    return Progress(
+    return _Logged(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn() if percent else MofNCompleteColumn(),
@@ -91,7 +126,7 @@ def progress(*, percent: bool = False) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        transient=not console.is_terminal,
+        disable=not console.is_terminal,
     )
 
 
@@ -104,7 +139,10 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterable[
       total: their number, where `items` has no length.
     """
     with progress() as display:
-        yield from display.track(items, total=total, description=label)
+        bar = display.add_task(label, total=total or operator.length_hint(items) or None)
+        for item in items:
+            yield item
+            display.advance(bar)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 
 import pytest
+from rich.console import Console
 
 from femur_tf import command
 from femur_tf.errors import DataError
@@ -137,3 +139,44 @@ def test_progress_tells_the_time_left(percent):
         columns = [type(column).__name__ for column in display.columns]
     assert "TimeRemainingColumn" in columns
     assert ("TaskProgressColumn" in columns) == percent
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return the seconds of a clock that only a test moves."""
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_has_a_line_a_minute(clock, capsys):
+    with command.progress(percent=True) as display:
+        bar = display.add_task("training", total=100)
+        for share, seconds in ((1, 59.9), (2, 60), (3, 119), (4, 121)):
+            clock[0] = seconds
+            display.update(bar, completed=share, description=f"epoch 1, loss 0.{share}")
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"[\d:-]+:.*", "TIMES", line) for line in lines] == [
+        "epoch 1, loss 0.2 2% TIMES",
+        "epoch 1, loss 0.4 4% TIMES",
+    ]
+
+
+def test_a_log_counts_what_is_gone_through(clock, capsys):
+    with command.progress() as display:
+        bar = display.add_task("cases", total=3)
+        clock[0] = 61
+        display.advance(bar)
+        display.advance(bar)
+    assert re.fullmatch(r"cases 1/3 [\d:]+ left [\d:-]+\n", capsys.readouterr().out)
+
+
+def test_a_terminal_has_a_bar_alone(clock, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(command, "console", Console(file=shown, force_terminal=True))
+    with command.progress() as display:
+        bar = display.add_task("cases", total=3)
+        clock[0] = 61
+        display.advance(bar)
+    assert "cases \u001b" in shown.getvalue()  # a coloured bar is next
+    assert "cases 1/3" not in shown.getvalue()
