@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from femur_tf import calibration, command, metrics, postprocess, quiet, recipe, study
+from femur_tf import calibration, command, log_odds, metrics, postprocess, quiet, recipe, study
 from femur_tf.volume import Volume
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
     from femur_tf.case_maps import CaseMap
-
-LEAST = 2.0**-11
-"""A float16 map tells no smaller probability from 0, or a larger one from 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +43,7 @@ def mean_of(maps: Sequence[np.ndarray]) -> np.ndarray:
       >>> mean_of([np.array([0.2], np.float16), np.array([0.8], np.float16)]).tolist()
       [0.5]
     """
-    clipped = np.clip(np.stack(maps).astype(np.float32), LEAST, 1 - LEAST)
-    logits = np.log(clipped / (1 - clipped)).mean(axis=0)
-    return np.asarray(1 / (1 + np.exp(-logits)), np.float16)
+    return log_odds.back(np.mean([log_odds.of(one) for one in maps], axis=0)).astype(np.float16)
 
 
 def averaged(groups: Sequence[Sequence[CaseMap]]) -> list[CaseMap]:

@@ -21,6 +21,8 @@ import SimpleITK as sitk
 from nibabel import orientations
 from scipy import ndimage
 
+from femur_tf import log_odds
+
 SPACING_TOLERANCE = 0.01
 """Spacings that differ by at most this share of the wanted one count as equal."""
 SMOOTH_ABOVE = 1.5
@@ -137,20 +139,21 @@ def spacings_agree(first_mm: Sequence[float], wanted_mm: Sequence[float]) -> boo
 
 
 def from_working(found: Volume, like: Volume) -> np.ndarray:
-    """Bring a map on a working grid to the grid that it was made from.
+    """Bring a probability map on a working grid to the grid that it was made from.
 
     Args:
-      found: (X', Y', Z') of any float, on the working grid of `like`.
+      found: (X', Y', Z') of any float in [0, 1], on the working grid of `like`.
       like: the volume whose grid to return to.
 
     Returns:
-      float32, of the shape and in the axis order of `like.data`; linear, the nearest value beyond the border.
-      Where the two grids agree the values are only reordered.
+      float32, of the shape and in the axis order of `like.data`: linear in the log-odds, so that no cut-off makes the
+      bone grow; the nearest value beyond the border. Where the two grids agree the values are only reordered.
     """
     source = canonical(like)
     if found.shape == source.shape and _corner_distance_mm(source, found.affine) <= GRID_TOLERANCE_MM:
         return np.ascontiguousarray(_reorder(found.data, like), dtype=np.float32)
-    return _interpolate(found.data.astype(np.float32), np.linalg.inv(found.affine) @ like.affine, like.shape)
+    to_source = np.linalg.inv(found.affine) @ like.affine
+    return log_odds.back(_interpolate(log_odds.of(found.data), to_source, like.shape))
 
 
 def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:

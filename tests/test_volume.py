@@ -13,6 +13,7 @@ from nibabel import orientations
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from femur_tf import log_odds
 from femur_tf.volume import (
     Volume,
     canonical,
@@ -168,15 +169,16 @@ def test_every_axis_order_comes_back_without_interpolation(codes, rng):
 
 @pytest.mark.parametrize("codes", AXIS_ORDERS)
 def test_every_axis_order_is_resampled_to_the_right_place(codes):
-    """A ramp in the patient is a fixed point of linear interpolation away from the border, there and back."""
+    """A ramp in the patient, away from the border, is a fixed point: there of its values, back of its log-odds."""
     volume = _ramp((8, 9, 10), _affine(codes, (0.9, 1.3, 2.2), (8.0, -12.0, 5.0)))
     working = to_working(volume, (1.1, 1.0, 1.2))
     inner = (slice(3, -3),) * 3
     expected = _position_mm(working) @ [1.0, 2.0, -3.0]
     np.testing.assert_allclose(working.data[inner], expected[inner], atol=RAMP_TOLERANCE)
-    back = from_working(working, volume)
+    steepness = 4 / np.abs(working.data).max()
+    back = from_working(Volume(log_odds.back(working.data * steepness), working.affine), volume)
     assert back.shape == volume.shape
-    np.testing.assert_allclose(back[inner], volume.data[inner], atol=RAMP_TOLERANCE)
+    np.testing.assert_allclose(log_odds.of(back)[inner] / steepness, volume.data[inner], atol=RAMP_TOLERANCE)
 
 
 @given(shape=shapes, spacing_mm=spacings, wanted_mm=spacings, degrees=angles, codes=st.sampled_from(AXIS_ORDERS))
@@ -194,11 +196,25 @@ def test_field_of_view_keeps_its_middle_and_its_size(shape, spacing_mm, wanted_m
 
 
 @given(value=st.floats(-1000, 1000, width=32), shape=shapes, wanted_mm=spacings)
-def test_a_constant_stays_constant_through_both_ways(value, shape, wanted_mm):
+def test_a_constant_stays_constant(value, shape, wanted_mm):
     volume = Volume(np.full(shape, value, np.float32), _affine("PSR", (1.0, 2.0, 3.0)))
-    working = to_working(volume, wanted_mm)
-    back = from_working(working, volume)
-    np.testing.assert_allclose(back, value, rtol=1e-5)
+    np.testing.assert_allclose(to_working(volume, wanted_mm).data, value, rtol=1e-5)
+
+
+@given(value=st.floats(0, 1, width=32), shape=shapes, wanted_mm=spacings)
+def test_a_constant_probability_stays_constant_both_ways(value, shape, wanted_mm):
+    volume = Volume(np.full(shape, value, np.float32), _affine("PSR", (1.0, 2.0, 3.0)))
+    np.testing.assert_allclose(from_working(to_working(volume, wanted_mm), volume), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("cutoff", [0.2, 0.3, 0.5, 0.8])
+def test_bone_keeps_its_size_between_thick_slices_whatever_the_cutoff(cutoff):
+    like = Volume(np.zeros((1, 500, 1), np.uint8), np.diag([1.0, 0.1, 1.0, 1.0]))
+    working = to_working(like, (1.0, 5.0, 1.0))
+    found = np.zeros(working.shape, np.float32)
+    found[:, 3:6] = 1  # 15 mm of bone
+    back = from_working(Volume(found, working.affine), like)
+    assert (back >= cutoff).sum() * 0.1 == pytest.approx(15, abs=2)  # linear: up to 3 mm more or less
 
 
 @given(shape=shapes, wanted_mm=spacings, seed=st.integers(0, 99))
@@ -239,7 +255,7 @@ def test_return_equals_scipy_on_an_oblique_grid(rng):
     working = to_working(like, (1.2, 1.2, 1.2))
     data = rng.uniform(size=working.shape).astype(np.float32)
     index = np.einsum("ij,jxyz->ixyz", np.linalg.inv(working.affine), _homogeneous(like))[:3]
-    expected = ndimage.map_coordinates(data.astype(float), index, order=1, mode="nearest")
+    expected = log_odds.back(ndimage.map_coordinates(log_odds.of(data), index, order=1, mode="nearest"))
     np.testing.assert_allclose(from_working(Volume(data, working.affine), like), expected, atol=INTERPOLATION_TOLERANCE)
 
 
@@ -330,7 +346,7 @@ def test_a_resampled_shape_of_one_voxel_works_both_ways():
     working = to_working(volume, (1.0, 2.0, 30.0))
     assert working.shape == (5, 2, 1)
     assert np.unique(working.data).tolist() == [9]
-    assert from_working(working, volume).tolist() == [[[9]]]
+    assert from_working(Volume(np.full((5, 2, 1), 0.5, np.float16), working.affine), volume).tolist() == [[[0.5]]]
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, ">i2", np.float64])
@@ -349,8 +365,9 @@ def test_a_map_on_a_shifted_grid_is_interpolated_not_reordered():
     like = Volume(np.zeros((4, 1, 1)), np.eye(4))
     shifted = np.eye(4)
     shifted[0, 3] = 0.5
-    result = from_working(Volume(np.array([0, 1, 2, 3], np.float32).reshape(4, 1, 1), shifted), like)
-    assert result.ravel() == pytest.approx([0, 0.5, 1.5, 2.5])
+    found = log_odds.back(np.array([-3, -1, 1, 3], np.float32)).reshape(4, 1, 1)
+    result = from_working(Volume(found, shifted), like)
+    assert log_odds.of(result).ravel() == pytest.approx([-3, -2, 0, 2], abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (6, 6, 1), (16, 16, 2), (1, 1, 9)])
