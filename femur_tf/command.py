@@ -42,6 +42,8 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 _errors = Console(stderr=True)
 LOG_S = 60.0
 """From one line of progress to the next, where the output is a file or a pipe."""
+SPEED_S = 600.0
+"""The time left is that of the speed over so many seconds: a case may take a minute."""
 
 
 def run(function: Callable[[A], int | None], kind: type[A]) -> None:
@@ -127,6 +129,7 @@ def progress(*, percent: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
+        speed_estimate_period=SPEED_S,
     )
 
 
