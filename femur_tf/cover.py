@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Box = tuple[tuple[int, int], ...]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """[start, stop) along x, y, z."""
 GAIN = 0.05
 """Least share of the work that a cut must save."""
@@ -28,7 +28,8 @@ def cover(wanted: np.ndarray, *, every: Sequence[int], halo: Sequence[int]) -> l
     Returns:
       [start, stop) in samples; none where nothing is wanted.
     """
-    box = shrink(wanted, tuple((0, n) for n in wanted.shape))
+    x, y, z = wanted.shape
+    box = shrink(wanted, ((0, x), (0, y), (0, z)))
     return _split(wanted, box, every, halo) if box else []
 
 
@@ -41,7 +42,8 @@ def shrink(wanted: np.ndarray, box: Box) -> Box | None:
         if not shown.size:
             return None
         result.append((start + int(shown[0]), start + int(shown[-1]) + 1))
-    return tuple(result)
+    x, y, z = result
+    return x, y, z
 
 
 def _cost(boxes: Sequence[Box], every: Sequence[int], halo: Sequence[int]) -> int:
@@ -56,8 +58,11 @@ def _halves(wanted: np.ndarray, box: Box, axis: int) -> list[Box]:
     """Return the halves of a box along an axis, each shrunk."""
     start, stop = box[axis]
     middle = (start + stop) // 2
-    halves = [(*box[:axis], side, *box[axis + 1 :]) for side in ((start, middle), (middle, stop))]
-    return [found for half in halves if (found := shrink(wanted, half))]
+    found = []
+    for side in ((start, middle), (middle, stop)):
+        x, y, z = (side if index == axis else whole for index, whole in enumerate(box))
+        found.append(shrink(wanted, (x, y, z)))
+    return [half for half in found if half]
 
 
 def _split(wanted: np.ndarray, box: Box, every: Sequence[int], halo: Sequence[int]) -> list[Box]:

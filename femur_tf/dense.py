@@ -32,9 +32,6 @@ from keras import ops
 from femur_tf.config import PatchConfig
 from femur_tf.dense_steps import DENSE, Builder, Length, Precision, Step, Strided, length_after
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""[start, stop) along x, y, z."""
-
 
 class Share(NamedTuple):
     """What other towers give to the first Dense layer at the samples of some planes."""

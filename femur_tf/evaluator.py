@@ -19,7 +19,8 @@ from keras import ops
 
 from femur_tf import command, memory
 from femur_tf.config import PatchConfig
-from femur_tf.dense import Box, DenseNetwork, Share
+from femur_tf.cover import Box
+from femur_tf.dense import DenseNetwork, Share
 from femur_tf.dense_steps import DENSE, Strided
 from femur_tf.patch_config import PLANE_AXES
 from femur_tf.patches import Cutter, padded_planes

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import psutil
 
-from femur_tf.dense import Box, DenseNetwork
+from femur_tf.cover import Box
+from femur_tf.dense import DenseNetwork
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
 

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from femur_tf import command, cover, memory
 from femur_tf.config import PatchConfig, PredictConfig
-from femur_tf.dense import Box, DenseNetwork, convert
+from femur_tf.cover import Box
+from femur_tf.dense import DenseNetwork, convert
 from femur_tf.dense_steps import NotDenseError
 from femur_tf.errors import DataError
 from femur_tf.evaluator import Evaluator, Probe, by_patches, whole
@@ -52,10 +53,13 @@ def _first_pass(evaluator: Evaluator, result: np.ndarray, threshold: float) -> l
     planes = [PLANE_AXES[rule.towers[tower].plane] for tower in evaluator.network.fine_towers]
     halo = [HALO if any(axis in axes[1:] for axes in planes) else 0 for axis in range(3)]
     boxes = cover.cover(doubt, every=every, halo=halo)
-    return [
-        tuple((a * step, min(n, b * step)) for (a, b), step, n in zip(box, every, result.shape, strict=True))  # type: ignore[misc]
-        for box in boxes
-    ]
+    return [_in_voxels(box, every, result.shape) for box in boxes]
+
+
+def _in_voxels(box: Box, every: Sequence[int], shape: Sequence[int]) -> Box:
+    """Return a box of samples, so many voxels apart, in voxels."""
+    x, y, z = ((a * step, min(n, b * step)) for (a, b), step, n in zip(box, every, shape, strict=True))
+    return x, y, z
 
 
 def body_box(grid: np.ndarray) -> Box:
