@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
+# Two files of tests at a time; a file stays with one process, which makes what its tests share once.
+PYTEST := $(RUN) pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -25,7 +27,7 @@ demo: $(READY)  ## a phantom cohort through the whole line, in a few minutes
 	$(RUN) femur_tf.demo --overwrite
 
 test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
-	$(RUN) pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 	@$(RUN) coverage json --quiet -o .coverage.json && $(VENV)/bin/python -c \
 	  'import json; t = json.load(open(".coverage.json"))["totals"]; print("coverage: statements {percent_statements_covered:.1f} %, branches {percent_branches_covered:.1f} %".format(**t))'
 
@@ -43,7 +45,7 @@ types: $(READY)  ## strict types
 	$(RUN) mypy
 
 fast: $(READY)  ## the tests of under two minutes
-	$(RUN) pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 format: $(READY)  ## mend what lint can mend
 	$(RUN) ruff check --fix .

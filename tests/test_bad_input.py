@@ -184,6 +184,7 @@ def test_what_is_not_there_is_named(run, tmp_path, model, monkeypatch, words):
     assert err.startswith("error: none")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_ends_with_status_2_and_one_message(tmp_path):
     words = [sys.executable, "-m", "femur_tf.segment", "none.nii.gz", str(tmp_path / "mask.nii.gz"), "--model", "none"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)

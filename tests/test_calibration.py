@@ -92,6 +92,7 @@ def test_calibration_keeps_the_order(slope, intercept):
     assert (np.diff(found) >= 0).all()
 
 
+@pytest.mark.slow
 @given(st.floats(0.5, 2), st.floats(-2, 2))
 def test_the_slope_and_the_intercept_are_found_again(slope, intercept):
     found = calibration.fit(drawn(slope, intercept))

@@ -90,6 +90,7 @@ def same(one, other, atol=0.0):
     return int((one.data > 0).sum())
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 2.0), (1.2, 0.9, 2.4)])
 def test_mask_and_map_equal_those_of_segment(tmp_path, server, model, rest, spacing_mm):
@@ -101,6 +102,7 @@ def test_mask_and_map_equal_those_of_segment(tmp_path, server, model, rest, spac
     same(tmp_path / "pa.nii.gz", tmp_path / "pb.nii.gz", HALF_STEP)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_scan_in_tiles_gets_the_map_of_the_whole(tmp_path, server, model, rest, monkeypatch, rng):
     data = (rng.normal(100, 20, LONG) + 120 * tiny.ball(LONG)).astype(np.int16)
@@ -171,6 +173,7 @@ def wait_for(condition, limit_s=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @BOTH
 def test_no_tensorflow_is_imported(tmp_path, server, rest):
     scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))

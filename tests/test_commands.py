@@ -66,6 +66,7 @@ def test_help_answers_at_once(command):
     assert "usage:" in result.stdout.lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_no_tensorflow(command):
     result = start("-X", "importtime", "-m", command, "--help")
@@ -75,6 +76,7 @@ def test_help_imports_no_tensorflow(command):
     assert not modules & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_flags_are_refused_with_status_2(command):
     result = start("-m", command, "--no-such-flag")

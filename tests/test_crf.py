@@ -126,6 +126,7 @@ def test_a_uniform_volume_follows_one_number_in_its_middle(value):
     assert found[4, 2, 4] == pytest.approx(sigmoid(log_odds(value) + 1.1 * (2 * value - 1)), abs=1e-5)
 
 
+@pytest.mark.slow
 @hypothesis.given(seed=st.integers(0, 99), axis=st.integers(0, 2), neutral=st.sampled_from([0.5, 0.7]))
 @hypothesis.settings(max_examples=8)
 def test_mirrored_in_is_mirrored_out(seed, axis, neutral):
@@ -167,6 +168,7 @@ def test_equal_to_loops_over_pairs(seed, weights, widths, radius_mm, neutral, do
     np.testing.assert_allclose(found, expected, atol=TOLERANCE + moved)
 
 
+@pytest.mark.slow
 def test_what_is_nearly_certain_keeps_its_probability(rng):
     probability = rng.random((10, 6, 10), np.float32)
     found = refine(probability, np.zeros(probability.shape, np.uint8), CrfConfig(doubt=0.2), spacing_mm=SPACING_MM)
@@ -216,6 +218,7 @@ def test_certain_volumes_stay_certain(value):
     np.testing.assert_allclose(found, value, atol=FLOOR)
 
 
+@pytest.mark.slow
 def test_one_voxel_has_nobody_to_listen_to():
     found = refine(
         np.full((1, 1, 1), 0.7, np.float32), np.zeros((1, 1, 1), np.uint8), CrfConfig(), spacing_mm=SPACING_MM
@@ -223,6 +226,7 @@ def test_one_voxel_has_nobody_to_listen_to():
     assert found.item() == pytest.approx(0.7, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_those_of_the_voxels_in_doubt(rng):
     probability = np.zeros((384, 47, 384), np.float32)
     probability[100:200, 10:25, 50:150] = rng.random((100, 15, 100), np.float32)

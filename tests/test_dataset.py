@@ -216,6 +216,7 @@ def test_a_training_that_goes_on_sees_what_it_would_have_seen(written):
     assert_equal_batches(read(written, training=ALL, seed=5, epochs=range(2, 4)), uninterrupted[12:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "batch"), [(2, 32), (4, 32), (5, 60), (7, 50)])  # a pass has 6, 6, 3 and 4 batches
 def test_short_epochs_are_parts_of_one_sequence_of_passes(written, steps, batch):
     passes = read(written, training=ALL, seed=5, batch=batch, epochs=range(4))
@@ -233,6 +234,7 @@ def test_a_small_buffer_still_gives_each_example_once(written, monkeypatch):
     assert small != whole
 
 
+@pytest.mark.slow
 def test_index_mode_gives_the_same_batches_bit_for_bit(written, tmp_path):
     index = (tmp_path / "records", tiny.write_all(tmp_path, mode="index"))
     for options in ({"training": ALL, "seed": 7, "epochs": range(1, 2)}, {"training": None}):
@@ -255,6 +257,7 @@ def test_some_towers_of_the_records_can_be_read_alone(written, scales_mm, planes
         np.testing.assert_array_equal(found, whole[..., channels])
 
 
+@pytest.mark.slow
 def test_a_share_of_bone_is_drawn_anew_in_each_batch(written):
     labels = [label for _, label in read(written, training=OFF, seed=5, batch=90, bone_share=0.5)]
     assert [len(label) for label in labels] == [90, 90]
@@ -269,6 +272,7 @@ def test_a_share_of_bone_is_the_same_in_index_mode(written, tmp_path):
     assert_equal_batches(read(index, **options), read(written, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "each"), [(7, (4, 3)), (8, (4, 4)), (70, (35, 35)), (1000, (90, 90))])
 def test_a_limit_takes_the_first_examples_of_each_case_evenly(written, parsed, limit, each):
     found = identities(read(written, batch=1000, limit=limit))

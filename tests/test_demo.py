@@ -126,6 +126,7 @@ def test_the_commands_for_ones_own_data_are_known():
     assert modules < {words[0] for words in demo.commands(demo.Path("demo"), demo.names(5), 1)}
 
 
+@pytest.mark.slow
 def test_an_unknown_flag_exits_with_2(tmp_path):
     done = subprocess.run([sys.executable, "-m", "femur_tf.demo", "--speed"], capture_output=True, check=False)
     assert done.returncode == 2

@@ -59,6 +59,7 @@ def test_the_default_network_keeps_to_its_budget():
     assert dense.convert(model.build(preset.model, rule), rule).macs_per_voxel <= BUDGET
 
 
+@pytest.mark.slow
 @hypothesis.given(spec=SPECS, shape=SHAPES)
 @hypothesis.settings(max_examples=EXAMPLES)
 def test_dense_equals_patch_by_patch_at_every_voxel(spec, shape):

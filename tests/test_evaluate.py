@@ -56,6 +56,7 @@ def test_an_empty_mask_has_no_distance_and_no_ppv():
     assert math.isnan(score.ppv) and math.isnan(score.surface_mm) and math.isnan(score.hausdorff95_mm)
 
 
+@pytest.mark.slow
 def test_validation_chooses_and_test_only_measures(work):
     choose(work)
     run = work / "runs" / "default"
@@ -67,6 +68,7 @@ def test_validation_chooses_and_test_only_measures(work):
     assert (run / bundle.RECIPE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_the_recipe_against_the_untouched_reference(work):
     (score,) = choose(work)
     found = bundle.load(work / "runs" / "default")
@@ -78,6 +80,7 @@ def test_the_score_is_that_of_the_recipe_against_the_untouched_reference(work):
     assert found.chosen.dice == pytest.approx(score.dice)
 
 
+@pytest.mark.slow
 def test_a_report_has_the_table_as_csv_as_json_and_as_a_page(work):
     (score,) = choose(work)
     folder = work / "reports" / "default"
@@ -100,18 +103,21 @@ def test_undefined_scores_are_null_in_json(tmp_path):
     assert saved["auc"] is None and saved["cases"][0]["ppv"] is None
 
 
+@pytest.mark.slow
 def test_a_map_is_computed_once(work, monkeypatch):
     choose(work)
     monkeypatch.setattr(predict, "probability_map", lambda *_: pytest.fail("computed again"))
     choose(work)
 
 
+@pytest.mark.slow
 def test_another_scan_under_the_same_name_gets_a_map_of_its_own(work):
     first = choose(work)
     bright.save(work / "images" / "hip_03.nii.gz", tiny.scan("another"))
     assert choose(work) != first
 
 
+@pytest.mark.slow
 def test_the_working_grid_is_that_of_the_run_and_not_of_a_later_plan(work):
     first = choose(work)
     plan = study.read_plan(work)
@@ -120,6 +126,7 @@ def test_the_working_grid_is_that_of_the_run_and_not_of_a_later_plan(work):
     assert choose(work) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "method"),
     [({"cutoff": "youden"}, "youden"), ({"cutoff": "specificity", "specificity": 0.9}, "specificity")],
@@ -129,6 +136,7 @@ def test_the_cutoff_can_be_chosen_otherwise(work, options, method):
     assert config.load(bundle.ChosenRecipe, work / "runs" / "default" / bundle.RECIPE).method == method
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_score_and_their_mean(work, capsys, monkeypatch):
     monkeypatch.setattr(command.console, "width", 200)
     evaluate.main(EvaluateArguments(work))
@@ -176,6 +184,7 @@ def all_train(work):
     return other
 
 
+@pytest.mark.slow
 def test_a_run_on_all_cases_takes_over_a_recipe(work):
     choose(work)
     earlier = all_train(work)
@@ -187,6 +196,7 @@ def test_a_run_on_all_cases_takes_over_a_recipe(work):
     assert [score.case for score in choose(work, part="test")] == ["hip_04"]
 
 
+@pytest.mark.slow
 def test_a_recipe_of_other_settings_is_refused_and_named(work):
     choose(work)
     earlier = all_train(work)
@@ -233,6 +243,7 @@ def test_a_run_that_was_trained_on_a_validation_case_is_refused(work, cases, ear
         choose(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_a_run_that_has_seen_a_test_case_is_refused(work, part):
     choose(work, cohort=False)
@@ -251,12 +262,14 @@ def test_a_recipe_that_a_test_case_chose_is_refused(work):
         choose(work, part="test")
 
 
+@pytest.mark.slow
 def test_a_validation_case_is_no_secret_of_its_own_run(work):
     learned(work, [("hip_01", "train"), ("hip_02", "train"), ("hip_03", "validation")])
     choose(work, cohort=False)
     assert choose(work, part="test")[0].case == "hip_04"
 
 
+@pytest.mark.slow
 def test_the_cohort_goes_with_its_recipe(work):
     cohort = work / "runs/default" / bundle.COHORT
     choose(work)

@@ -81,6 +81,7 @@ def test_a_probe_draws_voxels_of_the_whole_volume(rng):
     assert {tuple(centre) for centre in centres} == {(x, 0, z) for x in range(3) for z in range(2)}
 
 
+@pytest.mark.slow
 @hypothesis.given(spec=SPECS, strided=st.tuples(*[st.booleans()] * 3))
 @hypothesis.settings(max_examples=EXAMPLES)
 def test_strided_evaluation_is_the_dense_one_at_the_sampled_voxels(spec, strided):
@@ -92,6 +93,7 @@ def test_strided_evaluation_is_the_dense_one_at_the_sampled_voxels(spec, strided
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_strided_box_in_the_middle_starts_with_its_first_voxel():
     network, grid = dense.convert(spread(), RULE), volume(WIDE)
     box, every = ((4, 19), (2, 11), (8, 17)), (4, 1, 4)
@@ -101,6 +103,7 @@ def test_a_strided_box_in_the_middle_starts_with_its_first_voxel():
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @hypothesis.given(
     spec=SPECS,
     shape=st.tuples(*[st.integers(1, 9)] * 3),
@@ -119,6 +122,7 @@ def test_any_block_size_gives_the_same_map(spec, shape, cells, holds_coarse, bat
     np.testing.assert_allclose(found, everywhere(network, grid), rtol=0, atol=BLOCK_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"filters": (8, 16), "dense": (32, 8)}])
 def test_bfloat16_is_near_float32(settings):
     model, grid = spread(**settings), volume(WIDE)

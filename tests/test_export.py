@@ -47,6 +47,7 @@ def patches(rng):
     return rng.integers(0, 256, (5, 16, 16, bright.RULE.channels), np.uint8)
 
 
+@pytest.mark.slow
 def test_a_version_holds_all_that_is_needed_to_use_it(version):
     assert version.name == "1"
     assert sorted(path.name for path in (version / "assets.extra").iterdir()) == [
@@ -59,12 +60,14 @@ def test_a_version_holds_all_that_is_needed_to_use_it(version):
     assert (version / "saved_model.pb").is_file()
 
 
+@pytest.mark.slow
 def test_the_exported_model_loads_as_the_run_does(work, version, patches):
     run, exported = bundle.load(work / "runs/default"), bundle.load(version.parent)
     assert (exported.settings, exported.chosen) == (run.settings, run.chosen)
     np.testing.assert_array_equal(exported.model.predict_on_batch(patches), run.model.predict_on_batch(patches))
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_without_its_optimizer(tmp_path, patches):
     run = bright.save_run(tmp_path / "run")
     model = keras.saving.load_model(run / "model.keras")
@@ -79,6 +82,7 @@ def test_an_exported_model_is_without_its_optimizer(tmp_path, patches):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_each_export_is_the_next_version_and_keeps_the_others(work, tmp_path):
     (tmp_path / "femur" / "7" / "kept").mkdir(parents=True)
     found = export.export(bundle.load(work / "runs/default"), tmp_path / "femur", card="# Mine\n")
@@ -171,6 +175,7 @@ def test_an_export_without_a_recipe_is_refused(work, tmp_path):
     assert not (tmp_path / "femur").exists()
 
 
+@pytest.mark.slow
 def test_the_command_lists_every_file_and_says_how_to_go_on(work, tmp_path, capsys):
     (tmp_path / "card.md").write_text("# Card\n")
     export.main(ExportArguments(work, tmp_path / "femur", card=tmp_path / "card.md"))

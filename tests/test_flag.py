@@ -35,6 +35,7 @@ def segmented(tmp_path, data, model, **options):
     return segment.main(arguments)
 
 
+@pytest.mark.slow
 def test_evaluation_writes_the_calibration_and_the_cohort(work, run):
     chosen = config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
     assert chosen.calibration != calibration.NONE
@@ -57,6 +58,7 @@ def test_evaluating_again_chooses_the_same(work, run):
     assert (run / bundle.RECIPE).read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
 def test_an_exported_model_keeps_the_cohort_and_is_calibrated_once(tmp_path, run):
     version = export.export(bundle.load(run), tmp_path / "femur")
     exported, original = bundle.load(tmp_path / "femur"), bundle.load(run)

@@ -44,6 +44,7 @@ def examples_of(folder, manifest):
     return records.parse(tf.constant(lines), manifest.data.patch, manifest.mode)
 
 
+@pytest.mark.slow
 def test_examples_are_errors_of_training_cases(written, mined):
     found = bundle.load(study.run_path(written, "default"))
     plan, manifest = study.read_plan(written), records.read_manifest(sets(written))
@@ -109,6 +110,7 @@ def test_index_mode_reads_the_same_patches(tmp_path, written, mined):
         np.testing.assert_array_equal(label, same)
 
 
+@pytest.mark.slow
 def test_copies_are_mined_too(written):
     found = mine.mine(arguments(written, name="copies", mining=dataclasses.replace(MINING, copies=5)))
     example = examples_of(sets(written, "copies"), records.read_manifest(sets(written, "copies")))
@@ -137,6 +139,7 @@ def test_a_killed_command_goes_on(written, monkeypatch):
     assert mined_records.read_manifest(study.records_path(written), ["killed"])
 
 
+@pytest.mark.slow
 def test_a_set_made_from_something_else_is_kept_until_overwritten(written):
     first, other = (arguments(written, name="kept", mining=dataclasses.replace(MINING, per_case=n)) for n in (5, 6))
     mine.mine(first)

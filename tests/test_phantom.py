@@ -93,6 +93,7 @@ def test_the_centre_of_the_head_is_bone_and_the_socket_is_not():
         assert (phantom.pelvis_distance_mm(hip, points) < 0).tolist() == [False, True]
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(SEEDS)
 def test_the_same_seed_gives_the_same_case(seed):

@@ -227,6 +227,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_bad_cohort_ends_with_status_2_and_no_traceback(cohort: Path) -> None:
     (cohort / "images/hip_03.nii").write_bytes(b"no image")
     done = _run(str(cohort / "work"), "--images", str(cohort / "images"), "--masks", str(cohort / "masks"))

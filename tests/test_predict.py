@@ -61,6 +61,7 @@ def test_a_map_in_bfloat16_is_near(monkeypatch):
     np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=BFLOAT16_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [(64, 64, 64), (12, 4, 8)])
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.7])
 def test_a_fast_map_is_exact_near_doubt_and_elsewhere_that_of_a_sample_below_the_threshold(
@@ -83,6 +84,7 @@ def test_a_fast_map_is_exact_near_doubt_and_elsewhere_that_of_a_sample_below_the
     assert np.abs(found - exact).max() > 4 * HALF_TOLERANCE  # what was left out is not exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.98, 0.998])
 @pytest.mark.parametrize("block", [(64, 64, 64), (4, 2, 4), (8, 4, 4)])
 def test_a_fast_map_is_exact_at_doubt_whether_or_not_blocks_are_multiples_of_the_stride(monkeypatch, block, share):
@@ -109,6 +111,7 @@ def test_a_fast_map_without_doubt_is_that_of_the_samples():
     np.testing.assert_allclose(found, expected, rtol=0, atol=HALF_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_fast_map_leaves_out_nothing_along_an_axis_of_wide_spacing():
     rule = PatchConfig(size=12, spacing_mm=(1.0, 2.6, 1.0), scales_mm=(0.0, 4.0))  # 4 x 2.6 mm are over 10 mm
     network, grid = spread(rule), volume(WIDE)
@@ -144,6 +147,7 @@ def test_verification_of_a_fast_map_counts_the_voxels_that_were_evaluated(capsys
     assert 0 < int(count[1]) < 200
 
 
+@pytest.mark.slow
 def test_verification_draws_other_voxels_each_time(monkeypatch):
     probes = []
     draw = Probe.draw.__func__
@@ -234,6 +238,7 @@ def test_a_map_of_the_body_alone_is_exact_there_and_zero_elsewhere():
     assert not found[:4].any()
 
 
+@pytest.mark.slow
 def test_leaving_out_air_loses_no_femur_of_the_real_cases(hip_mri):
     for image in sorted((hip_mri / "images").iterdir()):
         scan = image_io.read_image(image)

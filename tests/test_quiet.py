@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 START = "from femur_tf import quiet; quiet.start_tensorflow(); import sys; "
 
 
@@ -12,11 +14,13 @@ def _run(code):
     )
 
 
+@pytest.mark.slow
 def test_the_start_says_nothing_and_errors_are_still_seen():
     result = _run("assert 'tensorflow' in sys.modules; raise SystemExit('after all')")
     assert result.stderr == "after all\n"
     assert result.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing():
     assert _run("quiet.start_tensorflow(); quiet.start_tensorflow()").returncode == 0

@@ -130,6 +130,7 @@ def test_a_page_replaces_an_earlier_one_whole(written, tmp_path):
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_for_the_first_picture():
     code = "import sys, femur_tf.report; sys.exit('matplotlib' in sys.modules or 'tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

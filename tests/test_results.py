@@ -17,6 +17,7 @@ def test_a_case_that_is_not_there_is_named(tmp_path, numbers):
         results.chosen(tmp_path, numbers)
 
 
+@pytest.mark.slow
 def test_a_case_is_scored_and_pictured(tmp_path, capsys):
     tiny.write_study(tmp_path)
     model = bright.save_run(tmp_path / "run")

@@ -32,6 +32,7 @@ def assert_within_a_step(found, expected):
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=0, atol=HALF_STEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [(7, 5, 6), (8, 4, 8), (1, 1, 1), (13, 3, 30)],
@@ -44,6 +45,7 @@ def test_the_graph_gives_the_map_of_the_python_path(network, segment, shape):
     assert_within_a_step(found[0], predict.dense_map(network, grid))
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing(network, monkeypatch):
     grid = volume((19, 5, 6))
     monkeypatch.setattr(segment_graph, "BLOCK_BYTES", 1)
@@ -51,6 +53,7 @@ def test_blocks_change_nothing(network, monkeypatch):
     assert_within_a_step(small(grid[None])["probability"].numpy()[0], predict.dense_map(network, grid))
 
 
+@pytest.mark.slow
 def test_a_coarse_scale_alone_needs_no_fine_one():
     rule = PatchConfig(size=12, spacing_mm=(1.0, 2.0, 1.0), scales_mm=(4.0,))
     coarse = dense.convert(spread(rule), rule)
@@ -64,6 +67,7 @@ def test_two_volumes_at_once_are_refused(segment):
         segment(np.zeros((2, 5, 5, 5), np.uint8))
 
 
+@pytest.mark.slow
 def test_the_signature_survives_export_and_reload(tmp_path):
     bright.save_run(tmp_path / "run")
     loaded = bundle.load(tmp_path / "run")

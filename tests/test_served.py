@@ -160,6 +160,7 @@ def test_numbers_are_written_as_protocol_buffers_write_them(value):
     assert b"\x08" + served._varint(value) == wrappers_pb2.UInt64Value(value=value).SerializeToString()
 
 
+@pytest.mark.slow
 def test_the_warm_up_has_a_small_request_for_each_signature(version, logs):
     assert len(logs) <= LARGEST_WARM_UP
     requests = [log.predict_log.request for log in logs]
@@ -179,6 +180,7 @@ def test_the_warm_up_is_written_as_the_servers_own_classes_write_it(logs, versio
         assert len(log.SerializeToString()) == len(record)  # no field that the class does not know
 
 
+@pytest.mark.slow
 def test_the_warm_up_replayed_in_the_c_library_raises_nothing(version, logs, tmp_path):
     requests = [
         (request.model_spec.signature_name, {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()})

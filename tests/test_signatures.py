@@ -116,6 +116,7 @@ def answers(version, patches, volumes, tmp_path_factory):
                      *REFUSED), found, strict=True))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_names_types_and_shapes_are_as_documented(version):
     found = {
         name: tuple(
@@ -144,6 +145,7 @@ def test_bytes_are_those_of_the_array(rng, shape):
     assert signatures.to_bytes(tf.constant(values)).numpy() == values.astype("<f2").tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "bytes"])
 def test_patches_get_the_models_own_probabilities(network, patches, answers, name):
     expected = network.predict_on_batch(patches)
@@ -177,6 +179,7 @@ def test_a_bad_request_is_an_invalid_argument_that_names_the_numbers(answers, ca
     assert not [number for number in REFUSED[case][2] if str(number) not in message]
 
 
+@pytest.mark.slow
 def test_early_fusion_has_no_signature_for_volumes(tmp_path, capsys):
     found = export.write_saved_model(of(spread(fusion="early")), tmp_path / "1")
     names = ["serving_default", "serving_bytes", "metadata"]
@@ -192,6 +195,7 @@ def test_every_signature_has_an_example_that_it_takes(network):
             assert spec.is_compatible_with(tf.constant(endpoint.example[spec.name]))
 
 
+@pytest.mark.slow
 def test_one_plane_alone_is_served_too(tmp_path, rng):
     rule = dataclasses.replace(RULE, planes=("coronal", "coronal"))
     network = spread(rule)

@@ -119,6 +119,7 @@ def test_a_missing_config_file_is_named(tmp_path):
         chosen(config=tmp_path / "mine.json")
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_epochs_and_what_comes_next(tmp_path, capsys):
     tiny.write_all(tmp_path)
     train.main(TrainArguments(tmp_path, run="first", epochs=1, set=SMALL))
@@ -128,6 +129,7 @@ def test_a_run_prints_its_epochs_and_what_comes_next(tmp_path, capsys):
     assert (tmp_path / "runs/first/model.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_without_records_exits_with_status_2_and_says_what_to_run_first(tmp_path):
     command = [sys.executable, "-m", "femur_tf.train", str(tmp_path)]
     root = Path(__file__).parents[1]

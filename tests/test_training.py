@@ -151,6 +151,7 @@ def test_the_device_is_announced(capsys):
     assert "Training on GPU" in shown.out if callbacks.has_gpu() else "NO GPU FOUND" in shown.err
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_its_files(uninterrupted):
     folder, state = uninterrupted
     assert (state.epoch, state.finished) == (3, True)
@@ -182,6 +183,7 @@ def test_the_best_model_is_that_of_the_lowest_validation_loss(uninterrupted, wri
     assert best.evaluate(batches, return_dict=True, verbose=0)["loss"] == pytest.approx(state.best_loss, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(uninterrupted, written, tmp_path):
     whole, expected = uninterrupted
     folder = tmp_path / "killed"
@@ -198,6 +200,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(uninterrupted, writte
         assert row["val_loss"] == pytest.approx(known["val_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_minutes_goes_on_with_what_is_left_of_them(written, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
@@ -240,6 +243,7 @@ def test_a_finished_run_is_trained_anew_when_it_may_be_overwritten(written, tmp_
     assert config.load(RunConfig, folder / "config.json").train.batch == 90
 
 
+@pytest.mark.slow
 def test_minutes_end_a_run_within_an_epoch(written, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
@@ -253,6 +257,7 @@ def test_minutes_end_a_run_within_an_epoch(written, tmp_path, monkeypatch):
     assert rates[-1] < 0.05 * TRAIN.learning_rate  # the cosine ends with the minutes
 
 
+@pytest.mark.slow
 def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
     plan = tiny.write_study(tmp_path)
     cases = tuple(case for case in plan.cases if case.part == "train")
@@ -270,6 +275,7 @@ def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path):
     still = {"learning_rate": 1e-12, "epochs": 50, "patience": 2, "optimizer": "sgd", "schedule": "constant"}
     state = training.train(written, tmp_path / "run", settings(**still))
@@ -278,6 +284,7 @@ def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_pat
     assert state.epoch < 10
 
 
+@pytest.mark.slow
 def test_short_epochs_go_on_where_the_one_before_ended(written, tmp_path):
     short = settings(epoch_examples=100, validation_examples=30, bone_share=0.5, epochs=4)
     with killed_after(2), pytest.raises(Killed):
@@ -289,12 +296,14 @@ def test_short_epochs_go_on_where_the_one_before_ended(written, tmp_path):
         assert row["val_loss"] == pytest.approx(known["val_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_log_loss_leaves_out_the_penalty(written, tmp_path):
     network = dataclasses.replace(MODEL, l2=1.0)
     (row,) = training.train(written, tmp_path / "run", settings(network, epochs=1)).history
     assert row["val_loss"] > row["val_log_loss"] + 1
 
 
+@pytest.mark.slow
 def test_further_callbacks_act_before_the_checkpoint_is_written(written, tmp_path, capsys):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -330,6 +339,7 @@ def test_the_focal_loss_has_a_slope_where_the_network_is_sure_and_right(gamma, l
     assert np.isfinite(tape.gradient(found, sure))
 
 
+@pytest.mark.slow
 def test_a_weight_moves_the_loss(written, tmp_path):
     plain, heavy = (
         training.train(written, tmp_path / str(weight), settings(epochs=1, loss="weighted", bone_weight=weight))
@@ -426,6 +436,7 @@ def test_a_run_is_kept_where_its_successor_has_nothing_to_start_from(written, tm
     assert (folder / "model.keras").read_bytes() == b"kept"
 
 
+@pytest.mark.slow
 def test_another_network_has_no_recipe_yet(written, tmp_path):
     """A recipe that was chosen between two epochs is for the network that was there then."""
     folder = tmp_path / "run"
@@ -438,6 +449,7 @@ def test_another_network_has_no_recipe_yet(written, tmp_path):
     assert improved and not (folder / bundle.RECIPE).exists() and not (folder / bundle.COHORT).exists()
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_learns_from_and_goes_on_with_nothing_else(written, tmp_path):
     folder = tmp_path / "run"
     with killed_after(1), pytest.raises(Killed):

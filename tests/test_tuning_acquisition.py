@@ -49,6 +49,7 @@ def test_places_are_those_of_the_parameters():
     assert places.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_proposal_is_a_point_of_the_space_and_the_same_for_the_same_seed():
     trials = known(12)
     first, again, other = propose(trials), propose(trials), propose(trials, seed=(1, 3))

@@ -119,6 +119,7 @@ def test_a_worker_that_returns_under_its_name_has_its_trial(tmp_path):
         until_stopped(here.client("a"), "a")
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_silent_worker_goes_to_another_and_stays_there(tmp_path):
     oracle = make(tmp_path, trials=1)
     with served(oracle) as here:
@@ -138,6 +139,7 @@ def test_the_trial_of_a_silent_worker_goes_to_another_and_stays_there(tmp_path):
     assert len(here.ends) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_beats_keeps_its_trial(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "BEAT_S", 0.1)
     oracle = make(tmp_path, trials=1)

@@ -66,6 +66,7 @@ def whole(request, tmp_path_factory):
     return request.param, run(make(folder, request.param), 20)
 
 
+@pytest.mark.slow
 def test_as_many_trials_are_handed_out_as_were_asked_for_and_no_point_twice(whole):
     _, values = whole
     assert len(values) == 6
@@ -85,6 +86,7 @@ def test_another_seed_draws_others(tmp_path):
     assert one[1:] != other[1:]
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_draws_what_it_would_have_drawn(whole, tmp_path):
     algorithm, values = whole
     first = run(make(tmp_path, algorithm), 3)
@@ -93,6 +95,7 @@ def test_a_search_that_goes_on_draws_what_it_would_have_drawn(whole, tmp_path):
     assert first + run(again, 20) == values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
@@ -116,6 +119,7 @@ def test_nothing_is_lost_with_a_file(whole, tmp_path, name, harm):
     assert values[4:] == run(again, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_trial_whose_files_are_all_lost_is_drawn_anew(tmp_path, algorithm):
     run(make(tmp_path, algorithm), 4)
@@ -199,6 +203,7 @@ def test_a_space_that_holds_few_points_ends_the_search(tmp_path, monkeypatch):
     assert run(oracle, 20) == [point]
 
 
+@pytest.mark.slow
 def test_bayesian_search_learns(tmp_path):
     oracle = make(tmp_path, "bayesian", trials=15)
     run(oracle, 15)

@@ -362,6 +362,7 @@ def test_the_space_on_disk_is_that_of_the_search(tmp_path):
     np.testing.assert_allclose(found.points, acquisition.places(space, values), atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_proposals_are_new_and_keep_the_limit_on_cost(tmp_path):
     space = _write_real_search(tmp_path, 6)
     text, pictures = _write_report(tmp_path)
@@ -374,6 +375,7 @@ def test_proposals_are_new_and_keep_the_limit_on_cost(tmp_path):
     assert "does not ask it" in text
 
 
+@pytest.mark.slow
 def test_the_first_proposal_is_what_the_search_would_try(tmp_path):
     space = _write_real_search(tmp_path, 5)
     found = report_found.read(tmp_path, "night")
@@ -403,6 +405,7 @@ def test_points_are_those_of_keras_tuner(tmp_path):
     np.testing.assert_allclose(found.points, oracle._vectorize_trials()[0], atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_page_says_what_was_searched(page):
     text, pictures = page
     summary = dict(_cells(text, "search"))
@@ -452,6 +455,7 @@ def test_the_table_of_all_trials_is_beside_the_page(page, work):
     assert deep["3"] != ""
 
 
+@pytest.mark.slow
 def test_searches_to_compare_are_grouped_by_algorithm(work):
     text, pictures = _write_report(work, "bayesian1", ("bayesian2", "random1", "random2", "bayesian1"))
     rows = _cells(text, "searches")
@@ -462,6 +466,7 @@ def test_searches_to_compare_are_grouped_by_algorithm(work):
     assert rows[2][4].startswith(report_space.show(float(np.mean(found))))
 
 
+@pytest.mark.slow
 def test_a_search_may_be_compared_before_its_first_trial(tmp_path):
     write_search(tmp_path, "a", count=2)
     write_search(tmp_path, "b", count=0, algorithm="random")
@@ -520,6 +525,7 @@ def test_conditions_on_what_never_varies_are_settled(tmp_path):
     assert report_space.from_point(axes, np.zeros(2)) == {"a": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words", "pictures"),
     [
@@ -567,6 +573,7 @@ def test_long_reasons_are_cut(tmp_path):
     assert len(report_page._short(row.reason)) == report_page.REASON_CHARACTERS + len(" ...")
 
 
+@pytest.mark.slow
 def test_a_page_is_replaced_whole_and_the_search_is_left_alone(tmp_path, capsys):
     write_search(tmp_path, "night", count=1)
     before = {path: path.read_bytes() for path in (tmp_path / "tuning").rglob("*.json")}
@@ -586,6 +593,7 @@ def test_the_command_prints_where_the_page_lies(tmp_path, capsys):
     assert "report.html" in out and "trials.csv" in out
 
 
+@pytest.mark.slow
 def test_nothing_heavy_waits_at_the_start():
     heavy = "{'tensorflow', 'keras', 'keras_tuner', 'matplotlib', 'sklearn'}"
     code = f"import sys, tuning.report; sys.exit(bool({heavy} & set(sys.modules)))"

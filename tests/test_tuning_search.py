@@ -143,6 +143,7 @@ def test_a_team_survives_its_supervisor_a_worker_and_the_chief(work):
     assert "this search is finished. There is nothing left to do for worker-" in out
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_chief_ends_with_a_message(work):
     address = f"127.0.0.1:{free_port()}"
     worker = Started(work, "--name", "three", "--role", "worker", "--chief", address, "--wait-minutes", 0)
@@ -164,6 +165,7 @@ def test_a_chief_and_a_worker_of_two_machines_search_together(work):
     assert "1 of 1 trials" in out
 
 
+@pytest.mark.slow
 def test_a_search_without_records_is_refused_at_once(tmp_path):
     status, _, err = Started(tmp_path).end()
     assert status == 2

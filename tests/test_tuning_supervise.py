@@ -118,6 +118,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_its_supervisor():
     child = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE)
     child.stdin.close()

@@ -69,6 +69,7 @@ def done(work):
     return result
 
 
+@pytest.mark.slow
 def test_a_broken_trial_is_set_aside_with_its_reason_and_the_search_goes_on(done):
     found = rows(done)
     assert [row.status for row in found] == [COMPLETED, FAILED, COMPLETED]
@@ -122,6 +123,7 @@ def test_a_search_that_is_finished_trains_nothing(done, work, monkeypatch):
     assert rows(again) == rows(done)
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_at_its_epoch(work):
     steps = iter(range(1000))
     halts = make(work, "halted", lambda: "enough" if next(steps) == 4 else None, epochs=3, trials=1, epoch_examples=600)
@@ -140,6 +142,7 @@ def test_an_interrupted_trial_goes_on_at_its_epoch(work):
     assert len(history) == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_no_trial(work):
     steps = iter(range(1000))
     halts = make(work, "harmed", lambda: "enough" if next(steps) == 4 else None, epochs=2, trials=1, epoch_examples=600)
@@ -165,6 +168,7 @@ def test_only_damaged_checkpoints_are_removed(tmp_path, harm):
     assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0001"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_process_again_and_again_is_set_aside(work, monkeypatch):
     result = make(work, "deadly", trials=1)
     trial = result.oracle.create_trial("tuner0")
@@ -179,6 +183,7 @@ def test_a_trial_that_kills_its_process_again_and_again_is_set_aside(work, monke
     assert row.reason == "FailedTrialError: its process died 3 times before an epoch ended"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_sets_a_trial_aside(work, monkeypatch):
     monkeypatch.setattr(watch, "EVERY", 1)
     compiled = training.compiled
@@ -196,6 +201,7 @@ def test_a_loss_that_is_no_number_sets_a_trial_aside(work, monkeypatch):
     assert row.reason == "Diverged: the loss is nan in step 1 of epoch 1"
 
 
+@pytest.mark.slow
 def test_a_poor_trial_is_stopped_early_and_scored(work, monkeypatch):
     curves = [[(0.25, 2.0), (1.0, 2.0)]] * 4
     monkeypatch.setattr(trainer.early, "finished_curves", lambda folder, objective: curves)
@@ -206,6 +212,7 @@ def test_a_poor_trial_is_stopped_early_and_scored(work, monkeypatch):
     assert row.score is not None
 
 
+@pytest.mark.slow
 def test_dice_of_whole_scans_can_be_the_objective(work):
     result = make(work, "dice", trials=1, epochs=2, objective="dice")
     result.search()
@@ -253,6 +260,7 @@ def test_the_stopwatch_tells_training_from_the_rest(monkeypatch):
     assert stopwatch.outside == 10 + 1 + 3
 
 
+@pytest.mark.slow
 def test_a_whole_search_in_one_process(work, capsys):
     assert search.main(SearchArguments(work, trials=1, epochs=1, name="main", algorithm="random")) == 0
     shown = capsys.readouterr()
@@ -261,6 +269,7 @@ def test_a_whole_search_in_one_process(work, capsys):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_search_between_trials_and_it_goes_on(work, capsys):
     arguments = SearchArguments(work, trials=1, epochs=1, name="disk", algorithm="random", max_disk=1e-9)
     assert search.main(arguments) == launch.STOPPED_STATUS
@@ -268,6 +277,7 @@ def test_a_full_disk_ends_the_search_between_trials_and_it_goes_on(work, capsys)
     assert search.main(dataclasses.replace(arguments, max_disk=1.0)) == 0
 
 
+@pytest.mark.slow
 def test_hours_that_are_used_end_the_search_within_a_trial(work, capsys, monkeypatch):
     calls = iter(range(100))
     monkeypatch.setattr(Limits, "hours", lambda self: "--max-hours 1 are used" if next(calls) > 1 else None)

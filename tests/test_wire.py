@@ -128,6 +128,7 @@ def test_a_busy_server_is_asked_again(models, rest, capsys):
     assert "The batch scheduling queue is full. Try 3 follows in" in told
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_server_that_starts_late_is_waited_for(models, rest, capsys):
     with serving(models()) as ports:
@@ -190,6 +191,7 @@ def certificates(tmp_path_factory):
     return pairs
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_encrypted_server_is_trusted_by_its_certificate(models, rest, certificates):
     pair, (_, unknown) = certificates

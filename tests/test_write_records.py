@@ -127,6 +127,7 @@ def test_a_case_draws_by_the_seed_and_its_own_name():
     assert len({draw(1, "hip_01"), draw(2, "hip_01"), draw(1, "hip_02")}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("affine", "spacing_mm"),
     [
