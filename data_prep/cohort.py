@@ -116,7 +116,7 @@ def measure(files: Pair, label: int | None) -> Facts | tuple[Problem, ...]:
 
     Args:
       files: the case.
-      label: the mask value that is femur; None: every value but 0.
+      label: the mask value that is femur; None: the one value besides 0.
 
     Returns:
       What was measured, or all problems found. A case is independent of the others, so this runs in parallel.
