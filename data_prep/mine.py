@@ -133,7 +133,7 @@ def _summed(parts: list[dict[str, int]]) -> dict[str, int]:
 
 def _volumes(miner: Miner, loaded: study.LoadedCase) -> Iterator[tuple[int, write_records.Copy]]:
     """Yield the volumes of a case that are evaluated, each after the number of examples that it is to give."""
-    number = min(miner.mining.copies, miner.plan.data.variation.copies)
+    number = min(miner.mining.copies, miner.plan.volumes(loaded.case))
     counts = [len(part) for part in np.array_split(np.arange(miner.mining.per_case), number)]
     # The counts come first: `zip` would make one copy more before it found them at their end.
     yield from zip(counts, write_records.copies(miner.plan, loaded), strict=False)

@@ -202,8 +202,7 @@ def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
     )
     used = [*plan.part("train"), *plan.part("validation")]
     examples = plan.data.sampling.per_case * len(used)
-    copies = {"train": plan.data.variation.copies, "validation": 1}
-    grids = sum(int(np.prod(shapes[case.name])) * copies[case.part] for case in used)
+    grids = sum(int(np.prod(shapes[case.name])) * plan.volumes(case) for case in used)
     return Forecast(
         examples,
         patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
@@ -290,7 +289,7 @@ def main(arguments: PlanArguments) -> None:
     expected = forecast(plan, facts)
     free_bytes = check_disk(arguments.work, expected)
     files.write_json(path, config.to_dict(plan))
-    show(plan, facts, suspicions(facts, data))
+    show(plan, facts, suspicions(facts, data, {case.name: plan.volumes(case) for case in cases}))
     show_plan(plan, facts, expected, free_bytes)
     command.say(f"Next: python -m data_prep.write_records {arguments.work}")
 

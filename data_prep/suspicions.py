@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,12 +37,15 @@ class Suspicion:
     message: str
 
 
-def suspicions(facts: Sequence[Facts], data: DataConfig) -> dict[str, tuple[Suspicion, ...]]:
+def suspicions(
+    facts: Sequence[Facts], data: DataConfig, volumes: Mapping[str, int]
+) -> dict[str, tuple[Suspicion, ...]]:
     """Judge each case beside the rest of the cohort.
 
     Args:
       facts: the cases.
       data: the settings of the plan: working spacing, patch rule, sampling.
+      volumes: for each case name, the volumes that its examples are drawn from.
 
     Returns:
       For each case name what looks wrong; nothing is an empty tuple.
@@ -59,7 +62,7 @@ def suspicions(facts: Sequence[Facts], data: DataConfig) -> dict[str, tuple[Susp
             + _of_extent(case, data.patch)
             + _of_parts(case, femurs=femurs)
             + _of_volume(case, femur_mm3=femur_mm3)
-            + _of_sampling(case, data)
+            + _of_sampling(case, data, volumes[case.name])
             + _of_twins(case, masks[case.mask_digest])
         )
         for case in facts
@@ -116,10 +119,10 @@ def _of_volume(case: Facts, *, femur_mm3: float) -> list[Suspicion]:
     return [Suspicion("volume", f"femur of {case.femur_mm3 / 1000:.1f} cm3, the median is {femur_mm3 / 1000:.1f} cm3")]
 
 
-def _of_sampling(case: Facts, data: DataConfig) -> list[Suspicion]:
-    """Judge whether the femur has as many voxels on the working grid as bone examples are asked."""
-    voxels, wanted = case.femur_mm3 / float(np.prod(data.patch.spacing_mm)), asked(data.sampling)[BONE]
-    if voxels >= wanted:
+def _of_sampling(case: Facts, data: DataConfig, volumes: int) -> list[Suspicion]:
+    """Judge whether the femur has as many voxels on its working grids as bone examples are asked."""
+    voxels, wanted = case.femur_mm3 / float(np.prod(data.patch.spacing_mm)) * volumes, asked(data.sampling)[BONE]
+    if voxels >= wanted or not volumes:
         return []
     return [
         Suspicion("few", f"about {voxels:,.0f} femur voxels for {wanted:,} bone examples: all are taken, once each")

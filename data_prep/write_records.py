@@ -86,7 +86,7 @@ def copies(plan: study.Plan, loaded: study.LoadedCase) -> Iterator[Copy]:
     rng = case_rng(plan.data.sampling.seed, name)
     grid, mask = loaded.working.data, loaded.working_mask
     yield Copy(name, grid, mask, rng)
-    for number in range(1, settings.copies if loaded.case.part == "train" else 1):
+    for number in range(1, plan.volumes(loaded.case)):
         own = case_rng(plan.data.sampling.seed, f"{name}~{number}")
         varied, moved = variation.vary(grid, mask, loaded.working.spacing_mm, settings, own)
         yield Copy(f"{name}~{number}", varied, moved, own)
@@ -137,8 +137,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     """
     quiet.start_tensorflow()
     folder = study.records_path(work)
-    number = plan.data.variation.copies if case.part == "train" else 1
-    counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), number)]
+    counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), plan.volumes(case))]
     examples: list[bytes] = []
     kinds, grids = [], []
     for copy, count in zip(copies(plan, study.load_case(plan, case)), counts, strict=True):

@@ -45,12 +45,16 @@ class Plan:
     cases: tuple[Case, ...]
     data: config.DataConfig
     label: int | None = None
-    """The mask value that is femur; None: every value but 0."""
+    """The mask value that is femur; None: the one value besides 0."""
     format_version: int = FORMAT_VERSION
 
     def part(self, part: Part) -> tuple[Case, ...]:
         """Return the cases of one part of the split, in the plan's order."""
         return tuple(case for case in self.cases if case.part == part)
+
+    def volumes(self, case: Case) -> int:
+        """Return how many volumes a case's examples are drawn from: of a training case the scan and varied copies."""
+        return {"train": self.data.variation.copies, "validation": 1, "test": 0}[case.part]
 
 
 @dataclasses.dataclass(frozen=True)

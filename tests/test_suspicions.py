@@ -26,7 +26,7 @@ ORDINARY = Facts(
 def _found(**changes: object) -> list[tuple[str, str]]:
     odd = dataclasses.replace(ORDINARY, **changes)  # type: ignore[arg-type]
     others = [dataclasses.replace(ORDINARY, name=str(n), mask_digest=str(n)) for n in range(4)]
-    found = suspicions([*others, odd], DATA)
+    found = suspicions([*others, odd], DATA, dict.fromkeys([*"0123", "odd"], 1))
     return [(doubt.kind, doubt.message) for doubt in found["odd"]]
 
 
@@ -72,13 +72,19 @@ def test_the_limit_itself_is_not_suspicious(changes: dict[str, object]) -> None:
 
 def test_a_cohort_of_single_femurs_is_ordinary() -> None:
     single = dataclasses.replace(ORDINARY, parts=(1000,), femurs_mm3=(1000.0,))
-    assert suspicions([single], DATA) == {"odd": ()}
+    assert suspicions([single], DATA, {"odd": 1}) == {"odd": ()}
 
 
 def test_fewer_femur_voxels_than_bone_examples_are_told() -> None:
     data = dataclasses.replace(DATA, sampling=SamplingConfig(per_case=10_000))
-    (doubt,) = suspicions([ORDINARY], data)["odd"]
+    (doubt,) = suspicions([ORDINARY], data, {"odd": 1})["odd"]
     assert (doubt.kind, doubt.message[:38]) == ("few", "about 1,950 femur voxels for 3,500 bon")
+
+
+def test_copies_have_femur_voxels_of_their_own_and_a_test_case_is_not_drawn_from() -> None:
+    data = dataclasses.replace(DATA, sampling=SamplingConfig(per_case=10_000))
+    assert suspicions([ORDINARY], data, {"odd": 2})["odd"] == ()  # 3,900 voxels
+    assert suspicions([ORDINARY], data, {"odd": 0})["odd"] == ()
 
 
 def test_many_islands_are_listed_in_short() -> None:
