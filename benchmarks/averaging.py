@@ -43,7 +43,7 @@ def mean_of(maps: Sequence[np.ndarray]) -> np.ndarray:
       >>> mean_of([np.array([0.2], np.float16), np.array([0.8], np.float16)]).tolist()
       [0.5]
     """
-    return log_odds.back(np.mean([log_odds.of(one) for one in maps], axis=0)).astype(np.float16)
+    return log_odds.mean(maps).astype(np.float16)
 
 
 def averaged(groups: Sequence[Sequence[CaseMap]]) -> list[CaseMap]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Middle = Callable[[np.ndarray, np.ndarray], np.ndarray]
 WAYS: dict[str, Middle] = {
     "probability": lambda first, second: (first + second) / 2,
-    "log-odds": lambda first, second: log_odds.back((log_odds.of(first) + log_odds.of(second)) / 2),
+    "log-odds": lambda first, second: log_odds.mean([first, second]),
 }
 ITSELF = "the network's own slice"
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from femur_tf import command, config, lineage, metrics, postprocess, quiet, study, volume
+from femur_tf.patch_config import Triple
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
 
-Spacing = tuple[float, float, float]
-GRIDS: dict[str, Spacing | None] = {
+GRIDS: dict[str, Triple | None] = {
     "as scanned": None,
     "coronal, fine in plane": (0.6, 5.2, 0.6),
     "coronal, coarse in plane": (1.3, 5.2, 1.3),
@@ -47,7 +47,7 @@ class GridsArguments:
     """Name of the run; it needs a recipe."""
 
 
-def resampled(loaded: study.LoadedCase, spacing_mm: Spacing | None) -> tuple[volume.Volume, np.ndarray]:
+def resampled(loaded: study.LoadedCase, spacing_mm: Triple | None) -> tuple[volume.Volume, np.ndarray]:
     """Return a case's scan and reference on canonical axes, at a spacing or, with None, as they are."""
     image = volume.canonical(loaded.image.volume)
     fraction = volume.Volume(loaded.reference.astype(np.float32), loaded.image.volume.affine)

@@ -6,6 +6,8 @@ femur grows with every resampling. Log-odds cross it near the middle, whatever t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import special
 
@@ -20,7 +22,7 @@ def of(probability: np.ndarray) -> np.ndarray:
       probability: in [0, 1], any shape and float.
 
     Returns:
-      float32, the same shape, within +- 7.63: [0, 1] is first brought to [LEAST, 1 - LEAST].
+      float32, the same shape, within +- 7.62: [0, 1] is first brought to [LEAST, 1 - LEAST].
 
     Example:
       >>> of(np.array([0.0, 0.5, 1.0])).round(2).tolist()
@@ -34,3 +36,8 @@ def back(values: np.ndarray) -> np.ndarray:
     """Return the probabilities of log-odds, the reverse of `of`: float32 in [0, 1]."""
     probability = (special.expit(values.astype(np.float32)) - LEAST) / (1 - 2 * LEAST)
     return np.asarray(np.clip(probability, 0, 1), np.float32)
+
+
+def mean(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean of maps of probabilities, all of one shape: that of their log-odds, float32 in [0, 1]."""
+    return back(np.mean([of(one) for one in maps], axis=0))
