@@ -66,7 +66,7 @@ def score(arguments: BetweenArguments) -> dict[str, dict[str, Any]]:
     from femur_tf import case_maps
 
     bundle = bundles.load(study.run_path(arguments.work, arguments.run), calibrated=False)
-    cutoff, settings = bundle.recipe.cutoff, bundle.chosen.calibration if bundle.chosen else calibration.NONE
+    cutoff, settings = bundle.recipe.cutoff, bundle.calibration
     plan = study.read_plan(arguments.work)
     cases = study.needed(arguments.work, plan, "validation")
     lineage.require_unseen(bundle.folder, [case.name for case in cases], "validation")

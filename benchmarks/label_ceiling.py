@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import cross_validation, derived
-from femur_tf import calibration, command, metrics, postprocess, quiet
+from femur_tf import command, metrics, postprocess, quiet
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
             )
     for folder in folders:
         bundle, maps = derived.left_out(folder)
-        fitted = bundle.chosen.calibration if bundle.chosen else calibration.NONE
+        fitted = bundle.calibration
         for one in maps:
             sample = one.sample(fitted)
             probability, reference = _cropped(sample)

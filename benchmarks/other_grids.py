@@ -50,9 +50,8 @@ class GridsArguments:
 def resampled(loaded: study.LoadedCase, spacing_mm: Triple | None) -> tuple[volume.Volume, np.ndarray]:
     """Return a case's scan and reference on canonical axes, at a spacing or, with None, as they are."""
     image = volume.canonical(loaded.image.volume)
-    fraction = volume.Volume(loaded.reference.astype(np.float32), loaded.image.volume.affine)
-    wanted = spacing_mm or image.spacing_mm
-    return volume.to_working(image, wanted), volume.to_working(fraction, wanted).data >= 0.5
+    found = volume.to_working(image, spacing_mm or image.spacing_mm)
+    return found, volume.mask_to_working(loaded.reference, loaded.image.volume.affine, found)
 
 
 def score(bundle: Bundle, image: volume.Volume, reference: np.ndarray) -> dict[str, float]:

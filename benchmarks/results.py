@@ -78,7 +78,7 @@ def draw(
     """
     from femur_tf import pictures, reliability_picture
 
-    fitted = bundle.chosen.calibration if bundle.chosen else calibration.NONE
+    fitted = bundle.calibration
     before = calibration.mapped(counts, calibration.inverse(fitted))
     tables = {"before": calibration.reliability(before), "after calibration": calibration.reliability(counts)}
     measures = {name: [getattr(s, name) for s in scores] for name in ("dice", "ppv", "sensitivity", "specificity")}

@@ -75,6 +75,11 @@ class Bundle:
             )
         return self.chosen.recipe
 
+    @property
+    def calibration(self) -> calibration.Calibration:
+        """Of the logits of `model.keras`; none until `femur_tf.evaluate` has chosen it."""
+        return self.chosen.calibration if self.chosen else calibration.NONE
+
     @functools.cached_property
     def digest(self) -> str:
         """A digest of all that a map is made with: settings, and weights with the calibration folded into them."""

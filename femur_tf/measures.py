@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from femur_tf import metrics, postprocess
-from femur_tf.volume import Volume, canonical, from_working, to_working
+from femur_tf.volume import Volume, canonical, mask_to_working
 
 ODDS = 4.0
 """The cut-off is moved by this factor of its odds, either way, to see what depends on it."""
@@ -54,7 +54,7 @@ def profile(probability: Volume, mask: np.ndarray, working: Volume, cutoff: floa
         raise ValueError(f"expected a bool mask {probability.shape}. Received: {mask.dtype} {mask.shape}")
     upright = canonical(Volume(mask, probability.affine))
     measures = _of_mask(upright) | _of_doubt(canonical(probability).data, upright.data, cutoff)
-    bone = _on_working_grid(mask, probability.affine, working)
+    bone = mask_to_working(mask, probability.affine, working)
     grey = working.data
     samples = {
         "grey": grey[grey >= BODY_GREY],
@@ -108,13 +108,6 @@ def _of_doubt(probability: np.ndarray, mask: np.ndarray, cutoff: float) -> dict[
 def _moved(cutoff: float, factor: float) -> float:
     """Return the probability whose odds are `factor` times those of a cut-off."""
     return factor * cutoff / (factor * cutoff + 1 - cutoff)
-
-
-def _on_working_grid(mask: np.ndarray, affine: np.ndarray, working: Volume) -> np.ndarray:
-    """Return a mask of the scan's own grid on its working grid, bool."""
-    found = to_working(Volume(mask.astype(np.float32), affine), working.spacing_mm)
-    # The number of voxels of an oblique grid may round to another one where its spacing was computed again.
-    return np.asarray(from_working(found, working) >= 0.5)
 
 
 def _differences(grey: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

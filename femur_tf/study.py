@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from femur_tf import config, files, image_io, volume
+from femur_tf import config, files, image_io, intensity, volume
 from femur_tf.errors import DataError
 
 FORMAT_VERSION = 1
@@ -147,9 +147,9 @@ def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:
       The working grid, uint8.
     """
     settings = data.normalisation
-    source = volume.correct_bias(image) if settings.n4 else image
+    source = intensity.correct_bias(image) if settings.n4 else image
     working = volume.to_working(source, data.patch.spacing_mm)
-    grey = volume.normalise(
+    grey = intensity.normalise(
         working.data, lower_percentile=settings.lower_percentile, upper_percentile=settings.upper_percentile
     )
     return volume.Volume(grey, working.affine)
@@ -164,6 +164,5 @@ def load_case(plan: Plan, case: Case) -> LoadedCase:
     image = image_io.read_image(Path(case.image))
     reference = image_io.read_mask(Path(case.mask), like=image, label=plan.label)
     working = prepare(image.volume, plan.data)
-    fraction = volume.Volume(reference.astype(np.float32), image.volume.affine)
-    working_mask = volume.to_working(fraction, plan.data.patch.spacing_mm).data >= 0.5
+    working_mask = volume.mask_to_working(reference, image.volume.affine, working)
     return LoadedCase(case, image, reference, working, working_mask)

@@ -231,4 +231,17 @@ def train(
             callbacks=_callbacks(folder, chosen, state, progress, callbacks, validated=validation is not None),
             verbose=0,
         )
+    if validation is not None and state.waited >= chosen.patience:
+        _say_early(folder, chosen, state)
     return state
+
+
+def _say_early(folder: Path, settings: config.TrainConfig, state: State) -> None:
+    """Say that training ended before its time, and which network is kept."""
+    used, of = f"{state.epoch} epochs", f"{settings.epochs}"
+    if settings.minutes is not None:
+        used, of = f"{state.seconds / 60:.1f} min", f"{settings.minutes:g}"
+    command.say(
+        f"{folder}: stopped early, after {used} of {of}: the validation loss has not fallen for {state.waited} epochs. "
+        f"Kept: epoch {state.epoch - state.waited}."
+    )

@@ -29,10 +29,6 @@ SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
 GRID_TOLERANCE_MM = 1e-3
 """Grids of one shape are the same where no corner voxel is further apart than this."""
-N4_SHRINK = 4
-"""The bias field is fitted on every fourth voxel of an axis."""
-N4_SAMPLES = 8
-"""An axis keeps at least this many samples for the fit, where it has as many."""
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 """The orientation of canonical axes, in nibabel's form."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -133,6 +129,22 @@ def to_working(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
     return Volume(data, source.affine @ to_source)
 
 
+def mask_to_working(mask: np.ndarray, affine: np.ndarray, working: Volume) -> np.ndarray:
+    """Bring a mask to the working grid of its scan.
+
+    Args:
+      mask: bool, (X, Y, Z), any axis order, on the scan's own grid.
+      affine: of the scan, (4, 4).
+      working: what `to_working` made of the scan.
+
+    Returns:
+      bool, of the shape of `working`: at least half of the voxel is in the mask.
+    """
+    found = to_working(Volume(mask.astype(np.float32), affine), working.spacing_mm)
+    # The number of voxels of an oblique grid may round to another one where its spacing was computed again.
+    return np.asarray(from_working(found, working) >= 0.5)
+
+
 def spacings_agree(first_mm: Sequence[float], wanted_mm: Sequence[float]) -> bool:
     """Tell whether each spacing differs by at most 1 % of the wanted one."""
     return all(abs(f - w) <= SPACING_TOLERANCE * w for f, w in zip(first_mm, wanted_mm, strict=True))
@@ -208,15 +220,15 @@ def _interpolate(data: np.ndarray, to_source: np.ndarray, shape: Sequence[int] |
     resample.SetTransform(sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist()))
     resample.SetInterpolator(sitk.sitkLinear)
     resample.UseNearestNeighborExtrapolatorOn()
-    return _from_sitk(resample.Execute(_to_sitk(data)))
+    return from_sitk(resample.Execute(to_sitk(data)))
 
 
-def _to_sitk(data: np.ndarray) -> sitk.Image:
+def to_sitk(data: np.ndarray) -> sitk.Image:
     """Return (X, Y, Z) as a float32 image of unit spacing; SimpleITK reads arrays as (z, y, x)."""
     return sitk.GetImageFromArray(np.ascontiguousarray(data.T, dtype=np.float32))
 
 
-def _from_sitk(image: sitk.Image) -> np.ndarray:
+def from_sitk(image: sitk.Image) -> np.ndarray:
     """Return an image as (X, Y, Z), C order; a copy, as a view would outlive the image."""
     return np.array(sitk.GetArrayViewFromImage(image).T, order="C")
 
@@ -238,63 +250,3 @@ def lps_affine(image: sitk.Image) -> np.ndarray:
     affine[:3, :3] = np.reshape(image.GetDirection(), (size, size))[:3, :3] * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
     return LPS_TO_RAS @ affine
-
-
-def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: float) -> np.ndarray:
-    """Map intensities to 0..255 between robust limits.
-
-    Args:
-      data: (X, Y, Z), real, finite.
-      lower_percentile: of all voxels, in [0, 100]; this intensity and those below become 0.
-      upper_percentile: of the foreground, the voxels above the mean, in [0, 100]; this intensity and those above
-        become 255.
-
-    Returns:
-      uint8, C order; linear between the limits, halves rounded up. Zeros where the limits leave no range, as in a
-      constant image.
-
-    Example:
-      >>> normalise(np.array([[[0.0, 50.0, 100.0]]]), lower_percentile=0, upper_percentile=100).tolist()
-      [[[0, 128, 255]]]
-    """
-    foreground = data[data > data.mean(dtype=np.float64)]
-    lower = float(np.percentile(data, lower_percentile))
-    upper = float(np.percentile(foreground, upper_percentile)) if foreground.size else lower
-    if upper <= lower:
-        return np.zeros(data.shape, np.uint8)
-    share = (np.clip(data, lower, upper).astype(np.float64) - lower) / (upper - lower)
-    return np.ascontiguousarray(np.floor(share * 255 + 0.5).astype(np.uint8))
-
-
-def correct_bias(volume: Volume) -> Volume:
-    """Divide a volume by its slowly varying brightness (N4; Tustison et al. 2010).
-
-    The field is fitted to the voxels above half the mean, which leaves out air and keeps
-    muscle, on every fourth voxel of an axis that is long enough, and applied at full
-    resolution.
-
-    Args:
-      volume: (X, Y, Z), any axis order; intensities of MR, where 0 is no signal.
-
-    Returns:
-      float32 on the same grid; unchanged where those voxels are none or all alike.
-    """
-    data = volume.data.astype(np.float32)
-    foreground = data > max(float(data.mean(dtype=np.float64)) / 2, 0.0)
-    if np.unique(data[foreground]).size < 2:
-        return Volume(data, volume.affine)
-    return Volume(data / np.exp(_log_field(data, foreground, volume.spacing_mm)), volume.affine)
-
-
-def _log_field(data: np.ndarray, foreground: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Fit N4's field to the foreground and return its logarithm, (X, Y, Z) float32."""
-    twice = [(0, 1 if n == 1 else 0) for n in data.shape]  # the filter needs two voxels along an axis
-    image = _to_sitk(np.pad(data, twice, mode="edge"))
-    mask = sitk.Cast(_to_sitk(np.pad(foreground, twice, mode="edge")), sitk.sitkUInt8)
-    image.SetSpacing(spacing_mm)
-    mask.SetSpacing(spacing_mm)
-    shrink = [max(1, min(N4_SHRINK, n // N4_SAMPLES)) for n in data.shape]
-    fit = sitk.N4BiasFieldCorrectionImageFilter()
-    fit.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
-    x, y, z = data.shape
-    return _from_sitk(fit.GetLogBiasFieldAsImage(image))[:x, :y, :z]

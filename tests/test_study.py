@@ -45,7 +45,7 @@ def test_prepare_makes_grey_values_of_the_whole_range_on_canonical_axes(rng):
 def test_prepare_corrects_the_bias_field_where_it_is_asked(monkeypatch, rng):
     image = Volume(rng.normal(100, 20, (6, 5, 4)).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
     calls = []
-    monkeypatch.setattr(study.volume, "correct_bias", lambda volume: calls.append(volume) or volume)
+    monkeypatch.setattr(study.intensity, "correct_bias", lambda volume: calls.append(volume) or volume)
     data = config.DataConfig(patch=tiny.RULE)
     study.prepare(image, data)
     assert not calls

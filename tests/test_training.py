@@ -276,12 +276,16 @@ def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path):
-    still = {"learning_rate": 1e-12, "epochs": 50, "patience": 2, "optimizer": "sgd", "schedule": "constant"}
-    state = training.train(written, tmp_path / "run", settings(**still))
+@pytest.mark.parametrize(("budget", "used"), [({"epochs": 50}, "epochs of 50"), ({"minutes": 9.0}, "min of 9")])
+def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path, capsys, budget, used):
+    still = {"learning_rate": 1e-12, "patience": 2, "optimizer": "sgd", "schedule": "constant"}
+    state = training.train(written, tmp_path / "run", settings(**still, **budget))
     assert state.finished
     assert state.waited >= 2
     assert state.epoch < 10
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stopped early" in shown
+    assert f"{used}: the validation loss has not fallen for 2 epochs. Kept: epoch {state.epoch - 2}." in shown
 
 
 @pytest.mark.slow

@@ -17,10 +17,9 @@ from femur_tf import log_odds
 from femur_tf.volume import (
     Volume,
     canonical,
-    correct_bias,
     from_working,
     lps_affine,
-    normalise,
+    mask_to_working,
     require_same_grid,
     spacings_agree,
     to_lps,
@@ -124,29 +123,6 @@ def test_spacings_within_one_percent_agree(wanted_mm, agrees):
     assert spacings_agree((1.0, 1.0, 5.0), slightly_less) == agrees
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0, 50, 100], [0, 128, 255]),  # 127.5 is rounded up
-        ([-100, 0, 100], [0, 128, 255]),
-        ([3, 3, 3], [0, 0, 0]),  # constant
-        ([0, 0, 1], [0, 0, 255]),
-        ([0.1, 0.1, 0.1], [0, 0, 0]),  # constant, though its float mean may differ by rounding
-    ],
-)
-def test_intensities_become_bytes(values, expected):
-    result = normalise(np.array(values).reshape(1, 1, 3), lower_percentile=0, upper_percentile=100)
-    assert result.dtype == np.uint8
-    assert result.ravel().tolist() == expected
-
-
-def test_upper_limit_is_of_the_voxels_above_the_mean():
-    data = np.array([0] * 90 + [100] * 9 + [1000]).reshape(10, 10, 1)  # mean 19: foreground is the last ten
-    result = normalise(data, lower_percentile=0, upper_percentile=50).ravel()
-    assert result[:90].max() == 0
-    assert set(result[90:].tolist()) == {255}  # median of the foreground is 100; all voxels' median would be 0
-
-
 # Properties
 
 
@@ -224,21 +200,6 @@ def test_resampling_stays_in_the_range_of_its_input(shape, wanted_mm, seed):
     assert volume.data.min() - 1e-6 <= result.min() and result.max() <= volume.data.max() + 1e-6
 
 
-@given(scale=st.floats(0.1, 50), shift=st.floats(-500, 500))
-def test_normalised_bytes_do_not_depend_on_gain_and_offset(scale, shift):
-    data = np.random.default_rng(3).uniform(0, 100, (6, 7, 8))
-    first, second = (normalise(d, lower_percentile=1, upper_percentile=99) for d in (data, data * scale + shift))
-    assert np.abs(first.astype(int) - second).max() <= 1  # a value may sit on the edge of two bytes
-
-
-@given(dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.float32]), lower=st.floats(0, 20))
-def test_normalisation_keeps_the_order_of_intensities(dtype, lower):
-    data = np.random.default_rng(4).uniform(0, 250, (5, 6, 7)).astype(dtype)
-    result = normalise(data, lower_percentile=lower, upper_percentile=99)
-    assert (np.diff(result.ravel()[np.argsort(data, axis=None)].astype(int)) >= 0).all()
-    assert result.min() == 0 and result.max() == 255
-
-
 # Oracles
 
 
@@ -284,21 +245,6 @@ def test_axes_that_stay_fine_are_not_smoothed(rng):
     result = to_working(volume, (1.0, 1.0, 2.0)).data  # pairs along z only
     smooth = ndimage.gaussian_filter1d(volume.data, 0.5 * np.sqrt(3), axis=2, mode="nearest")
     np.testing.assert_allclose(result, (smooth[..., ::2] + smooth[..., 1::2]) / 2, atol=INTERPOLATION_TOLERANCE)
-
-
-def test_bias_field_is_removed(rng):
-    x = np.linspace(-1, 1, 64)[:, None, None]
-    tissue = np.where(ndimage.gaussian_filter(rng.normal(size=(64, 60, 24)), 3) > 0, 200.0, 120.0)
-    tissue[:6] = tissue[-6:] = 0  # air
-    volume = Volume(tissue * np.exp(0.4 * x) + rng.uniform(0, 4, tissue.shape), _affine("LIP", (2.0, 2.0, 5.0)))
-    corrected = correct_bias(volume)
-    for kind in (120, 200):
-        before, after = (v.data[tissue == kind].std() / v.data[tissue == kind].mean() for v in (volume, corrected))
-        assert after < before / 3
-    log_field = np.log(volume.data / corrected.data)[6:-6].mean(axis=(1, 2))
-    assert np.corrcoef(log_field, x[6:-6].ravel())[0, 1] > 0.99
-    assert corrected.data.dtype == np.float32
-    np.testing.assert_array_equal(corrected.affine, volume.affine)
 
 
 # Errors
@@ -370,37 +316,26 @@ def test_a_map_on_a_shifted_grid_is_interpolated_not_reordered():
     assert log_odds.of(result).ravel() == pytest.approx([-3, -2, 0, 2], abs=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (6, 6, 1), (16, 16, 2), (1, 1, 9)])
-def test_thin_volumes_survive_bias_correction(shape, rng):
-    result = correct_bias(Volume(rng.uniform(50, 100, shape), np.eye(4)))
-    assert result.shape == shape
-    assert np.isfinite(result.data).all()
-
-
-@pytest.mark.parametrize("value", [0.0, 100.0])
-def test_bias_correction_leaves_a_constant_image(value):
-    result = correct_bias(Volume(np.full((6, 6, 6), value), np.eye(4)))
-    assert np.unique(result.data).tolist() == [value]
-
-
-def test_bias_correction_leaves_no_hole_where_intensities_are_zero_or_below(rng):
-    data = rng.uniform(50, 100, (12, 12, 12))
-    data[:3] = 0
-    data[3:5] = -1
-    assert np.isfinite(correct_bias(Volume(data, np.eye(4))).data).all()
-
-
-def test_limits_that_leave_no_range_give_zeros():
-    data = np.array([0.0, 0.0, 0.0, 1.0, 5.0]).reshape(5, 1, 1)
-    assert normalise(data, lower_percentile=100, upper_percentile=0).max() == 0
-
-
-def test_normalised_array_is_contiguous_whatever_the_axes(rng):
-    view = rng.uniform(size=(3, 4, 5)).transpose(2, 0, 1)[::-1]
-    assert normalise(view, lower_percentile=1, upper_percentile=99).flags.c_contiguous
-
-
 def test_a_sitk_image_of_four_axes_gives_the_affine_of_three():
     image = sitk.Image([2, 3, 4, 1], sitk.sitkUInt8)
     image.SetSpacing([1.0, 2.0, 3.0, 9.0])
     np.testing.assert_array_equal(lps_affine(image), np.diag([-1.0, -2.0, 3.0, 1.0]))
+
+
+def test_a_mask_keeps_the_voxels_of_which_it_holds_half():
+    scan = Volume(np.zeros((6, 2, 2)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    working = to_working(scan, (1.5, 1.0, 1.0))
+    mask = np.zeros((6, 2, 2), bool)
+    mask[1:3] = True  # 1 to 3 mm of cells that reach to 1.5, 3, 4.5 and 6 mm
+    found = mask_to_working(mask, scan.affine, working)
+    assert found.dtype == bool
+    assert found[:, 0, 0].tolist() == [False, True, False, False]
+
+
+def test_a_mask_has_the_shape_of_its_working_grid_where_the_length_is_a_tie():
+    """5 voxels of 1 mm are 2.5 of 2 mm: 2 of them, or 3 where the spacing is less by one bit."""
+    affine = np.diag([np.nextafter(2.0, 0.0), 2.0, 2.0, 1.0])
+    affine[:3, 3] = [1.0, 0.5, 0.5]
+    working = Volume(np.zeros((2, 3, 3), np.uint8), affine)
+    assert to_working(Volume(np.zeros((5, 6, 6)), np.eye(4)), working.spacing_mm).shape == (3, 3, 3)
+    assert mask_to_working(np.ones((5, 6, 6), bool), np.eye(4), working).shape == working.shape

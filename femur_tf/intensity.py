@@ -1,0 +1,75 @@
+"""Grey values: robust limits to uint8, and the correction of a slowly varying brightness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+
+from femur_tf import volume
+
+N4_SHRINK = 4
+"""The bias field is fitted on every fourth voxel of an axis."""
+N4_SAMPLES = 8
+"""An axis keeps at least this many samples for the fit, where it has as many."""
+
+
+def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: float) -> np.ndarray:
+    """Map intensities to 0..255 between robust limits.
+
+    Args:
+      data: (X, Y, Z), real, finite.
+      lower_percentile: of all voxels, in [0, 100]; this intensity and those below become 0.
+      upper_percentile: of the foreground, the voxels above the mean, in [0, 100]; this intensity and those above
+        become 255.
+
+    Returns:
+      uint8, C order; linear between the limits, halves rounded up. Zeros where the limits leave no range, as in a
+      constant image.
+
+    Example:
+      >>> normalise(np.array([[[0.0, 50.0, 100.0]]]), lower_percentile=0, upper_percentile=100).tolist()
+      [[[0, 128, 255]]]
+    """
+    foreground = data[data > data.mean(dtype=np.float64)]
+    lower = float(np.percentile(data, lower_percentile))
+    upper = float(np.percentile(foreground, upper_percentile)) if foreground.size else lower
+    if upper <= lower:
+        return np.zeros(data.shape, np.uint8)
+    share = (np.clip(data, lower, upper).astype(np.float64) - lower) / (upper - lower)
+    return np.ascontiguousarray(np.floor(share * 255 + 0.5).astype(np.uint8))
+
+
+def correct_bias(scan: volume.Volume) -> volume.Volume:
+    """Divide a volume by its slowly varying brightness (N4; Tustison et al. 2010).
+
+    The field is fitted to the voxels above half the mean, which leaves out air and keeps
+    muscle, on every fourth voxel of an axis that is long enough, and applied at full
+    resolution.
+
+    Args:
+      scan: (X, Y, Z), any axis order; intensities of MR, where 0 is no signal.
+
+    Returns:
+      float32 on the same grid; unchanged where those voxels are none or all alike.
+    """
+    data = scan.data.astype(np.float32)
+    foreground = data > max(float(data.mean(dtype=np.float64)) / 2, 0.0)
+    if np.unique(data[foreground]).size < 2:
+        return volume.Volume(data, scan.affine)
+    return volume.Volume(data / np.exp(_log_field(data, foreground, scan.spacing_mm)), scan.affine)
+
+
+def _log_field(data: np.ndarray, foreground: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Fit N4's field to the foreground and return its logarithm, (X, Y, Z) float32."""
+    twice = [(0, 1 if n == 1 else 0) for n in data.shape]  # the filter needs two voxels along an axis
+    image = volume.to_sitk(np.pad(data, twice, mode="edge"))
+    mask = sitk.Cast(volume.to_sitk(np.pad(foreground, twice, mode="edge")), sitk.sitkUInt8)
+    image.SetSpacing(spacing_mm)
+    mask.SetSpacing(spacing_mm)
+    shrink = [max(1, min(N4_SHRINK, n // N4_SAMPLES)) for n in data.shape]
+    fit = sitk.N4BiasFieldCorrectionImageFilter()
+    fit.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
+    x, y, z = data.shape
+    return volume.from_sitk(fit.GetLogBiasFieldAsImage(image))[:x, :y, :z]
