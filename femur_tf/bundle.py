@@ -81,6 +81,11 @@ class Bundle:
         return self.chosen.calibration if self.chosen else calibration.NONE
 
     @functools.cached_property
+    def predictor(self) -> predict.Predictor:
+        """What gives the maps of the model."""
+        return predict.Predictor(self.model, self.settings.data.patch)
+
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of all that a map is made with: settings, and weights with the calibration folded into them."""
         values = [config.to_dict(self.settings.data), config.to_dict(self.settings.model)]
@@ -180,8 +185,6 @@ def working_map(
       float16 in [0, 1] on the working grid.
 
     Raises:
-      DataError: as `predict.probability_map` does.
+      DataError: as `Predictor.probability_map` does.
     """
-    rule = bundle.settings.data.patch
-    found = predict.probability_map(bundle.model, working.data, rule, options, verify=verify)
-    return volume.Volume(found, working.affine)
+    return volume.Volume(bundle.predictor.probability_map(working.data, options, verify=verify), working.affine)

@@ -1,12 +1,14 @@
 """Model + working grid -> probability map.
 
-`probability_map` evaluates the network densely, block by block within a memory
-limit; where the network has no dense form it streams patches. `evaluator.by_patches` is the
+A `Predictor` evaluates its network densely, block by block within a memory limit;
+where the network has no dense form it streams patches. `evaluator.by_patches` is the
 reference that both must equal.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -17,7 +19,7 @@ from femur_tf import command, cover, memory
 from femur_tf.config import PatchConfig, PredictConfig
 from femur_tf.cover import Box
 from femur_tf.dense import DenseNetwork, convert
-from femur_tf.dense_steps import NotDenseError
+from femur_tf.dense_steps import NotDenseError, Precision
 from femur_tf.errors import DataError
 from femur_tf.evaluator import Evaluator, Probe, by_patches, whole
 from femur_tf.patch_config import PLANE_AXES
@@ -125,43 +127,62 @@ def dense_map(
     return result
 
 
-def probability_map(
-    model: keras.Sequential,
-    grid: np.ndarray,
-    rule: PatchConfig,
-    options: PredictConfig = DEFAULT,
-    *,
-    verify: int = 0,
-) -> np.ndarray:
-    """Return the probability of bone at every voxel of a working grid.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A network that gives probability maps; its dense form is made once, for all volumes."""
 
-    Args:
-      model: a network on the patches of `rule`.
-      grid: (X, Y, Z) uint8 working grid.
-      rule: the patch rule the model was trained with.
-      options: precision, memory limit, coarse to fine or not.
-      verify: number of random voxels to evaluate as patches too.
+    model: keras.Sequential
+    """On the patches of `rule`; its weights are not changed from the first map on."""
+    rule: PatchConfig
+    """The patch rule the model was trained with."""
 
-    Returns:
-      (X, Y, Z) float16 in [0, 1].
+    @functools.cached_property
+    def _forms(self) -> dict[str, DenseNetwork]:
+        """The dense forms made so far, by precision."""
+        return {}
 
-    Raises:
-      DataError: the memory limit is too low, or a voxel differs from its patch by more than `TOLERANCE`.
-    """
-    try:
-        network = convert(model, rule, options.precision)
-    except NotDenseError as error:
-        command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.")
-        centres = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), axis=1)
-        return by_patches(model, grid, rule, centres).reshape(grid.shape).astype(np.float16)
-    probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
-    result = dense_map(network, grid, options, probe)
-    if probe:
-        difference, count = probe.largest_difference(model, grid, rule), int(probe.seen.sum())
-        command.say(f"Largest difference from patches at {count} random voxels: {difference:.2g} ({options.precision})")
-        if not difference <= TOLERANCE[options.precision]:  # NaN, too
+    def dense(self, precision: Precision) -> DenseNetwork:
+        """Return the dense form; made again for each volume, its graphs would be traced again.
+
+        Raises:
+          NotDenseError: there is none.
+        """
+        if precision not in self._forms:
+            self._forms[precision] = convert(self.model, self.rule, precision)
+        return self._forms[precision]
+
+    def probability_map(self, grid: np.ndarray, options: PredictConfig = DEFAULT, *, verify: int = 0) -> np.ndarray:
+        """Return the probability of bone at every voxel of a working grid.
+
+        Args:
+          grid: (X, Y, Z) uint8 working grid.
+          options: precision, memory limit, coarse to fine or not.
+          verify: number of random voxels to evaluate as patches too.
+
+        Returns:
+          (X, Y, Z) float16 in [0, 1].
+
+        Raises:
+          DataError: the memory limit is too low, or a voxel differs from its patch by more than `TOLERANCE`.
+        """
+        try:
+            network = self.dense(options.precision)
+        except NotDenseError as error:
+            command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.")
+            centres = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), axis=1)
+            return by_patches(self.model, grid, self.rule, centres).reshape(grid.shape).astype(np.float16)
+        probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
+        result = dense_map(network, grid, options, probe)
+        if probe:
+            self._verify(grid, probe, options.precision)
+        return result
+
+    def _verify(self, grid: np.ndarray, probe: Probe, precision: Precision) -> None:
+        """Say how far the map is from patches, and raise where that is too far."""
+        difference, count = probe.largest_difference(self.model, grid, self.rule), int(probe.seen.sum())
+        command.say(f"Largest difference from patches at {count} random voxels: {difference:.2g} ({precision})")
+        if not difference <= TOLERANCE[precision]:  # NaN, too
             raise DataError(
-                f"--verify: expected a difference of at most {TOLERANCE[options.precision]:g} in {options.precision}. "
+                f"--verify: expected a difference of at most {TOLERANCE[precision]:g} in {precision}. "
                 f"Received: {difference:.3g}. Use --precision float32, and report it if it persists."
             )
-    return result

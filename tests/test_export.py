@@ -158,7 +158,7 @@ def test_openvino_gives_the_same_map(work, tmp_path, rng):
     plain = core.compile_model(with_signature(tmp_path / "1", "segment", tmp_path / "2"), "CPU", F32)
     for shape in ((9, 7, 5), (4, 6, 8)):
         grid = rng.integers(0, 256, shape, np.uint8)
-        expected = predict.probability_map(found.model, grid, rule).astype(np.float32)
+        expected = predict.Predictor(found.model, rule).probability_map(grid).astype(np.float32)
         np.testing.assert_allclose(plain(grid[None])[0][0].astype(np.float32), expected, atol=HALF_STEP, rtol=0)
 
 

@@ -40,7 +40,7 @@ def doubtful(samples, threshold):
 
 def test_the_map_is_the_network_at_every_voxel():
     network, grid = spread(), volume()
-    found = predict.probability_map(network, grid, RULE)
+    found = predict.Predictor(network, RULE).probability_map(grid)
     expected = one_by_one(network, grid, RULE)
     assert (found.shape, found.dtype) == (SHAPE, np.float16)
     assert np.ptp(expected) > 100 * HALF_TOLERANCE  # the network tells voxels apart
@@ -51,13 +51,15 @@ def test_the_map_is_the_network_at_every_voxel():
 def test_blocks_change_nothing(monkeypatch, block):
     network, grid = spread(), volume()
     monkeypatch.setattr(memory, "plan_blocks", lambda network, *_: blocks_of(network, block))
-    found = predict.probability_map(network, grid, RULE)
+    found = predict.Predictor(network, RULE).probability_map(grid)
     np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=HALF_TOLERANCE)
 
 
 def test_a_map_in_bfloat16_is_near(monkeypatch):
     network, grid = spread(), volume()
-    found = predict.probability_map(network, grid, RULE, PredictConfig(precision="bfloat16", max_memory=LARGE_MB))
+    found = predict.Predictor(network, RULE).probability_map(
+        grid, PredictConfig(precision="bfloat16", max_memory=LARGE_MB)
+    )
     np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=BFLOAT16_TOLERANCE)
 
 
@@ -104,7 +106,7 @@ def test_a_fast_map_is_exact_at_doubt_whether_or_not_blocks_are_multiples_of_the
 def test_a_fast_map_without_doubt_is_that_of_the_samples():
     network, grid = spread(), volume(WIDE)
     options = PredictConfig(fast=True, fast_threshold=0.9999, max_memory=LARGE_MB)
-    found = predict.probability_map(network, grid, RULE, options)
+    found = predict.Predictor(network, RULE).probability_map(grid, options)
     samples = one_by_one(network, grid, RULE)[::4, ::4, ::4]
     assert samples.max() < 0.9999
     expected = samples.repeat(4, 0).repeat(4, 1).repeat(4, 2)[: WIDE[0], : WIDE[1], : WIDE[2]]
@@ -116,7 +118,7 @@ def test_a_fast_map_leaves_out_nothing_along_an_axis_of_wide_spacing():
     rule = PatchConfig(size=12, spacing_mm=(1.0, 2.6, 1.0), scales_mm=(0.0, 4.0))  # 4 x 2.6 mm are over 10 mm
     network, grid = spread(rule), volume(WIDE)
     options = PredictConfig(fast=True, fast_threshold=0.9999, max_memory=LARGE_MB)
-    found = predict.probability_map(network, grid, rule, options)
+    found = predict.Predictor(network, rule).probability_map(grid, options)
     expected = one_by_one(network, grid, rule)[::4, :, ::4].repeat(4, 0).repeat(4, 2)[: WIDE[0], :, : WIDE[2]]
     np.testing.assert_allclose(found, expected, rtol=0, atol=HALF_TOLERANCE)
 
@@ -130,19 +132,19 @@ def test_a_fast_map_leaves_out_nothing_along_an_axis_of_wide_spacing():
 )
 def test_a_fast_map_is_exact_where_nothing_may_be_left_out(rule):
     network, grid = spread(rule), volume((9, 8, 7))
-    found = predict.probability_map(network, grid, rule, FAST)
+    found = predict.Predictor(network, rule).probability_map(grid, FAST)
     np.testing.assert_allclose(found, one_by_one(network, grid, rule), rtol=0, atol=HALF_TOLERANCE)
 
 
 def test_verification_says_the_largest_difference(capsys):
-    predict.probability_map(spread(), volume(), RULE, verify=30)
+    predict.Predictor(spread(), RULE).probability_map(volume(), verify=30)
     shown = capsys.readouterr().out
     difference = re.search(r"Largest difference from patches at 30 random voxels: (\S+) \(float32\)", shown)
     assert float(difference[1]) < 1e-5  # of unrounded probabilities: a float16 would give over 1e-4
 
 
 def test_verification_of_a_fast_map_counts_the_voxels_that_were_evaluated(capsys):
-    predict.probability_map(bright.network(), smooth(), bright.RULE, FAST, verify=200)
+    predict.Predictor(bright.network(), bright.RULE).probability_map(smooth(), FAST, verify=200)
     count = re.search(r"at (\d+) random voxels", capsys.readouterr().out)
     assert 0 < int(count[1]) < 200
 
@@ -153,7 +155,7 @@ def test_verification_draws_other_voxels_each_time(monkeypatch):
     draw = Probe.draw.__func__
     monkeypatch.setattr(Probe, "draw", classmethod(lambda cls, *a: probes.append(draw(cls, *a)) or probes[-1]))
     for _ in range(2):
-        predict.probability_map(spread(), volume(), RULE, verify=30)
+        predict.Predictor(spread(), RULE).probability_map(volume(), verify=30)
     assert (probes[0].centres != probes[1].centres).any()
 
 
@@ -162,7 +164,7 @@ def test_verification_refuses_a_network_that_gives_no_number():
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel, bias * np.nan])
     with pytest.raises(DataError, match=r"--verify: expected a difference of at most.*Received: nan"):
-        predict.probability_map(model, volume(), RULE, verify=30)
+        predict.Predictor(model, RULE).probability_map(volume(), verify=30)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -178,12 +180,12 @@ def test_verification_finds_a_weight_that_was_tampered_with(monkeypatch, precisi
     monkeypatch.setattr(predict, "convert", tampered)
     options = PredictConfig(precision=precision, max_memory=LARGE_MB)
     with pytest.raises(DataError, match=rf"--verify: expected a difference of at most .* in {precision}\. Received: 0"):
-        predict.probability_map(spread(), volume(), RULE, options, verify=20)
+        predict.Predictor(spread(), RULE).probability_map(volume(), options, verify=20)
 
 
 def test_a_network_without_dense_form_is_evaluated_patch_by_patch_with_a_warning(capsys):
     network, grid = spread(fusion="early"), volume()
-    found = predict.probability_map(network, grid, RULE)
+    found = predict.Predictor(network, RULE).probability_map(grid)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=HALF_TOLERANCE)
     shown = capsys.readouterr().err
@@ -193,26 +195,26 @@ def test_a_network_without_dense_form_is_evaluated_patch_by_patch_with_a_warning
 
 def test_a_network_on_other_patches_is_refused():
     with pytest.raises(ValueError, match=r"patches of shape \(12, 12, 3\)\. Received: \(12, 12, 6\)"):
-        predict.probability_map(spread(), volume(), PatchConfig(size=12))
+        predict.Predictor(spread(), PatchConfig(size=12)).probability_map(volume())
 
 
 def test_too_little_memory_is_refused_before_anything_is_evaluated():
     with pytest.raises(DataError, match=r"--max-memory: expected at least \d+ MB .*7 x 5 x 6.* Received: 1 MB"):
-        predict.probability_map(spread(), volume(), RULE, PredictConfig(max_memory=1))
+        predict.Predictor(spread(), RULE).probability_map(volume(), PredictConfig(max_memory=1))
 
 
 @pytest.mark.parametrize("options", [predict.DEFAULT, FAST])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 2)])
 def test_volumes_thinner_than_a_patch_are_evaluated(shape, options):
     network, grid = spread(), volume(shape)
-    found = predict.probability_map(network, grid, RULE, options)
+    found = predict.Predictor(network, RULE).probability_map(grid, options)
     assert (found.shape, found.dtype) == (shape, np.float16)
     if not options.fast:
         np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=HALF_TOLERANCE)
 
 
 def test_a_constant_volume_gives_one_value():
-    found = predict.probability_map(spread(), np.full(SHAPE, 9, np.uint8), RULE)
+    found = predict.Predictor(spread(), RULE).probability_map(np.full(SHAPE, 9, np.uint8))
     assert np.ptp(found) <= HALF_TOLERANCE
 
 
@@ -230,8 +232,8 @@ def test_a_map_of_the_body_alone_is_exact_there_and_zero_elsewhere():
     grid = volume((14, 6, 9))
     grid[:4], grid[13:] = 0, 0
     network = spread()
-    whole = predict.probability_map(network, grid, RULE)
-    found = predict.probability_map(network, grid, RULE, PredictConfig(body_only=True))
+    whole = predict.Predictor(network, RULE).probability_map(grid)
+    found = predict.Predictor(network, RULE).probability_map(grid, PredictConfig(body_only=True))
     (start, stop), *_ = predict.body_box(grid)
     assert (start, stop) == (4, 13)
     np.testing.assert_allclose(found[4:13], whole[4:13], rtol=0, atol=HALF_TOLERANCE)
@@ -248,3 +250,12 @@ def test_leaving_out_air_loses_no_femur_of_the_real_cases(hip_mri):
         femur = volumes.canonical(volumes.Volume(mask, scan.volume.affine)).data
         inside = tuple(slice(start, stop) for start, stop in predict.body_box(working.data))
         assert femur[inside].sum() == femur.sum(), image.name
+
+
+def test_the_dense_form_is_made_once_for_all_volumes(caplog):
+    network = predict.Predictor(spread(), RULE)
+    for length in range(20, 28):
+        network.probability_map(np.full((length, 14, 16), 9, np.uint8))
+    assert network.dense("float32") is network.dense("float32")
+    assert network.dense("float32") is not network.dense("bfloat16")
+    assert "retracing" not in caplog.text

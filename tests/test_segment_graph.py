@@ -75,5 +75,5 @@ def test_the_signature_survives_export_and_reload(tmp_path):
     signature = tf.saved_model.load(str(tmp_path / "saved")).signatures["segment"]
     grid = volume((9, 6, 7))
     found = signature(volume=tf.constant(grid[None]))["probability"].numpy()[0]
-    expected = predict.probability_map(loaded.model, grid, bright.RULE)
+    expected = predict.Predictor(loaded.model, bright.RULE).probability_map(grid)
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=HALF_STEP, rtol=0)

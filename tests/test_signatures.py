@@ -66,7 +66,7 @@ def volumes():
 
 @pytest.fixture(scope="module")
 def maps(network, volumes):
-    return [predict.probability_map(network, volume, RULE) for volume in volumes]
+    return [predict.Predictor(network, RULE).probability_map(volume) for volume in volumes]
 
 
 FINE = np.zeros((2, 3, 2), np.uint8)
@@ -203,7 +203,7 @@ def test_one_plane_alone_is_served_too(tmp_path, rng):
     export.write_saved_model(bundle.Bundle(Path(), network, settings, None), tmp_path / "1")
     grid = rng.integers(0, 256, (6, 5, 7), np.uint8)
     found = saved_model_runtime.Runtime(tmp_path / "1").run("segment", {"volume": grid[None]})["probability"][0]
-    expected = predict.probability_map(network, grid, rule)
+    expected = predict.Predictor(network, rule).probability_map(grid)
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=HALF_STEP, rtol=0)
 
 

@@ -154,7 +154,7 @@ def test_the_patch_that_was_written_is_the_patch_that_inference_reads(tmp_path, 
     assert np.ptp(expected) > 100 * HALF_TOLERANCE  # the network tells the patches apart
     by_patches = evaluator.by_patches(network, grid, rule, centres)
     np.testing.assert_allclose(by_patches, expected, rtol=0, atol=PATCHWISE_TOLERANCE)
-    dense = predict.probability_map(network, grid, rule)[tuple(centres.T)]
+    dense = predict.Predictor(network, rule).probability_map(grid)[tuple(centres.T)]
     np.testing.assert_allclose(dense, expected, rtol=0, atol=HALF_TOLERANCE)
 
 
