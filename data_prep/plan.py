@@ -17,8 +17,6 @@ from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError
 from femur_tf.records import KINDS
 
-VALIDATION_CASES = 2
-"""Of a first plan, where the user names no number."""
 RECORD_BYTES = 90
 """An example without its patch: label, centre, case name and framing, about."""
 RECORDS_PER_S = 20_000
@@ -44,8 +42,8 @@ class PlanArguments:
     test: str | None = None
     """Test cases, separated by commas, each by its whole name or the number it ends with."""
     validation: int | None = None
-    """Number of validation cases of a first plan, or with --new-split; by default 2, and 0 to train on all that are not
-    for the test. Later plans keep the share."""
+    """Number of validation cases of a first plan, or with --new-split; by default a sixth of those that are not for the
+    test, from 2 to 12. 0 trains on all that are not for the test. Later plans keep the share."""
     spacing: str | None = None
     """Working spacing X,Y,Z in mm along right, anterior, superior; by default the cohort's median."""
     label: int | None = None
@@ -162,8 +160,7 @@ def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[
         test = split.named([text.strip() for text in arguments.test.split(",") if text.strip()], names)
     earlier = _earlier_parts(arguments)
     if arguments.new_split or not earlier:
-        validation = VALIDATION_CASES if arguments.validation is None else arguments.validation
-        parts = split.first_split(names, test=test or frozenset(), validation=validation, seed=seed)
+        parts = split.first_split(names, test=test or frozenset(), validation=arguments.validation, seed=seed)
     else:
         parts = split.later_split(names, earlier, test=test, seed=seed)
         count = list(parts.values()).count("validation")

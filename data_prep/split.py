@@ -49,19 +49,30 @@ def _named(text: str, names: Sequence[str]) -> str:
     return found[0]
 
 
-def first_split(names: Sequence[str], *, test: frozenset[str], validation: int, seed: int) -> dict[str, Part]:
+def usual_validation(cases: int) -> int:
+    """Return how many validation cases a first plan takes of those that are not for the test.
+
+    A sixth: two of 11, ten of 61. At least two, because a recipe chosen on one case takes over its annotator's hand; at
+    most twelve, after which more of them make choosing slow and add little (our choice).
+    """
+    return min(12, max(2, round(cases / 6)))
+
+
+def first_split(names: Sequence[str], *, test: frozenset[str], validation: int | None, seed: int) -> dict[str, Part]:
     """Split a cohort for the first time.
 
     Args:
       names: all cases.
       test: those kept for the test.
-      validation: number of validation cases, 0 for none; at least one case must remain for training.
+      validation: number of validation cases, 0 for none; at least one case must remain for training. None: as many
+        as `usual_validation` says.
       seed: of the places.
 
     Raises:
       DataError: `validation` is below 0 or leaves no case for training.
     """
     others = sorted((name for name in names if name not in test), key=lambda name: place(name, seed))
+    validation = usual_validation(len(others)) if validation is None else validation
     if not 0 <= validation < len(others):
         raise DataError(
             "expected 0 validation cases or more, and at least one train case. "

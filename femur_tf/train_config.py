@@ -44,9 +44,11 @@ class TrainConfig:
     epochs: int = 62
     """Passes over the records (source: 62), or over parts of them."""
     epoch_examples: int | None = None
-    """Examples an epoch, which goes on in the shuffled records where the one before ended; None: all of them."""
+    """Examples an epoch, which goes on in the shuffled records where the one before ended; None: all of them, in a run
+    of minutes at most 600,000."""
     validation_examples: int | None = None
-    """Examples to validate with, always the same, drawn evenly from the validation cases; None: all of them."""
+    """Examples to validate with, always the same, drawn evenly from the validation cases; None: all of them, in a run
+    of minutes at most 120,000."""
     bone_share: float | None = None
     """Share of femur in each batch, whose examples are drawn anew for it; None: as in the records."""
     minutes: float | None = None

@@ -24,6 +24,9 @@ from femur_tf.errors import DataError
 
 ENDLESS = 100_000
 """Epochs of a run that minutes end."""
+EPOCH_EXAMPLES, VALIDATION_EXAMPLES = 600_000, 120_000
+"""At most, of a run of minutes: of 61 cases a pass over the records would take it whole, with nothing saved and no
+epoch to choose from."""
 
 
 def _optimizer(settings: config.TrainConfig) -> keras.optimizers.Optimizer:
@@ -159,6 +162,19 @@ def _callbacks(
     return [progress, *([stopping] if stopping else []), board, *further, saved]
 
 
+def _steps(settings: config.TrainConfig, examples: int) -> int:
+    """Return the batches of an epoch, where the records hold so many training examples."""
+    most = examples if settings.minutes is None else min(examples, EPOCH_EXAMPLES)
+    return math.ceil((settings.epoch_examples or most) / settings.batch)
+
+
+def _validation_limit(settings: config.TrainConfig, examples: int) -> int | None:
+    """Return how many examples to validate with, None for all, where the records hold so many."""
+    if settings.validation_examples is None and settings.minutes is not None and examples > VALIDATION_EXAMPLES:
+        return VALIDATION_EXAMPLES
+    return settings.validation_examples
+
+
 def _examples(
     folder: Path, manifest: records.Manifest, settings: config.RunConfig, epochs: range, steps: int
 ) -> tuple[Any, Any]:
@@ -174,7 +190,7 @@ def _examples(
         steps=steps,
     )
     validated = manifest.count("validation")
-    return drawn, batches("validation", limit=chosen.validation_examples) if validated else None
+    return drawn, batches("validation", limit=_validation_limit(chosen, validated)) if validated else None
 
 
 def train(
@@ -216,7 +232,7 @@ def train(
         announce_device()
     chosen = settings.train
     epochs = range(state.epoch, chosen.epochs if chosen.minutes is None else ENDLESS)
-    steps = math.ceil((chosen.epoch_examples or manifest.count("train")) / chosen.batch)
+    steps = _steps(chosen, manifest.count("train"))
     drawn, validation = _examples(records_folder, manifest, settings, epochs, steps)
     progress = Progress(chosen, state, steps)
     with progress.display:

@@ -275,6 +275,15 @@ def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_epochs_of_a_run_of_minutes_are_bounded():
+    timed, counted = (TrainConfig(**budget) for budget in ({"minutes": 9.0}, {"epochs": 3}))
+    chosen = TrainConfig(minutes=9.0, epoch_examples=2_560_000, validation_examples=200_000)
+    assert [training._steps(each, 2_560_000) for each in (timed, counted, chosen)] == [2344, 10_000, 10_000]
+    assert [training._validation_limit(each, 200_000) for each in (timed, counted, chosen)] == [120_000, None, 200_000]
+    assert training._steps(timed, 2560) == 10
+    assert training._validation_limit(timed, 2560) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "used"), [({"epochs": 50}, "epochs of 50"), ({"minutes": 9.0}, "min of 9")])
 def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path, capsys, budget, used):
