@@ -12,8 +12,11 @@ from femur_tf import bundle as bundles
 from femur_tf import calibration, case_maps, command, config, files, metrics, recipe, study
 from femur_tf.errors import DataError
 
-MAY_DIFFER = {"train.epochs", "train.minutes", "train.patience", "train.seed"}
-"""Of two runs alike: one that early stopping ended is repeated by `--epochs`."""
+MAY_DIFFER = {
+    *("train.epochs", "train.minutes", "train.patience", "train.seed"),
+    *("train.epoch_examples", "train.validation_examples"),
+}
+"""Of two runs alike: one that early stopping ended is repeated by `--epochs`; how often one is saved, nothing."""
 
 
 def choose(
