@@ -106,7 +106,7 @@ def test_undefined_scores_are_null_in_json(tmp_path):
 @pytest.mark.slow
 def test_a_map_is_computed_once(work, monkeypatch):
     choose(work)
-    monkeypatch.setattr(predict, "probability_map", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(predict, "dense_map", lambda *_: pytest.fail("computed again"))
     choose(work)
 
 
