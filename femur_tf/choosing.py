@@ -13,8 +13,7 @@ from femur_tf import calibration, case_maps, command, config, files, metrics, re
 from femur_tf.errors import DataError
 
 MAY_DIFFER = {
-    *("train.epochs", "train.minutes", "train.patience", "train.seed"),
-    *("train.epoch_examples", "train.validation_examples"),
+    f"train.{name}" for name in ("epochs", "epoch_examples", "validation_examples", "minutes", "patience", "seed")
 }
 """Of two runs alike: one that early stopping ended is repeated by `--epochs`; how often one is saved, nothing."""
 

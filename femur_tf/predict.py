@@ -8,7 +8,6 @@ reference that both must equal.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import keras
@@ -135,11 +134,8 @@ class Predictor:
     """On the patches of `rule`; its weights are not changed from the first map on."""
     rule: PatchConfig
     """The patch rule the model was trained with."""
-
-    @functools.cached_property
-    def _forms(self) -> dict[str, DenseNetwork]:
-        """The dense forms made so far, by precision."""
-        return {}
+    _forms: dict[Precision, DenseNetwork] = dataclasses.field(default_factory=dict, init=False)
+    """The dense forms made so far."""
 
     def dense(self, precision: Precision) -> DenseNetwork:
         """Return the dense form; made again for each volume, its graphs would be traced again.
