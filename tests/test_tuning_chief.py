@@ -21,13 +21,15 @@ from tuning.worker import Client, Pulse, Reassigned
 pytestmark = pytest.mark.filterwarnings("ignore:(currentThread|getName)")
 SPACE = searches.space()
 WAIT_S = 10.0
+SHORT_S = 1.0
+"""A silence that ends a worker, for the tests of silence alone: elsewhere a slow machine must not make one."""
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Let time pass quickly."""
     monkeypatch.setattr(chief, "TURN_S", 0.02)
-    monkeypatch.setattr(chief, "SILENT_S", 1.0)
+    monkeypatch.setattr(chief, "SILENT_S", WAIT_S)
     monkeypatch.setattr(chief, "LEAVING_S", 0.3)
     monkeypatch.setattr(chief, "GRACE_S", 0.1)
     monkeypatch.setattr(worker, "IDLE_S", 0.02)
@@ -120,7 +122,8 @@ def test_a_worker_that_returns_under_its_name_has_its_trial(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_trial_of_a_silent_worker_goes_to_another_and_stays_there(tmp_path):
+def test_the_trial_of_a_silent_worker_goes_to_another_and_stays_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(chief, "SILENT_S", SHORT_S)
     oracle = make(tmp_path, trials=1)
     with served(oracle) as here:
         silent, other = here.client("silent"), here.client("other")
@@ -142,13 +145,14 @@ def test_the_trial_of_a_silent_worker_goes_to_another_and_stays_there(tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_beats_keeps_its_trial(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "BEAT_S", 0.1)
+    monkeypatch.setattr(chief, "SILENT_S", SHORT_S)
     oracle = make(tmp_path, trials=1)
     with served(oracle) as here:
         client = here.client("a")
         pulse = Pulse(client)
         trial = client.create_trial("a")
         pulse.begin(trial.trial_id)
-        time.sleep(1.5)
+        time.sleep(1.5 * SHORT_S)
         assert pulse.halt() is None
         assert [t.trial_id for t in oracle.ongoing_trials.values()] == [trial.trial_id]
         pulse.end()
@@ -207,7 +211,8 @@ def test_a_chief_that_is_started_again_knows_its_workers(tmp_path):
     assert {t.status for t in oracle.trials.values()} == {COMPLETED}
 
 
-def test_a_chief_that_slept_does_not_think_its_workers_dead(tmp_path):
+def test_a_chief_that_slept_does_not_think_its_workers_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(chief, "SILENT_S", SHORT_S)
     oracle = make(tmp_path)
     servicer = Servicer(oracle, lambda: None, lambda: None)
     oracle.create_trial("a")
