@@ -165,7 +165,7 @@ def _peak(shape: tuple[int, int, int], max_memory: int, out: Any) -> None:
     from femur_tf import dense, model, predict
 
     preset = config.PRESETS["default"]
-    rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM))
+    rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM, scales_mm=preset.scales_mm))
     network = dense.convert(model.build(preset.model, rule), rule)
     grid = np.random.default_rng(3).integers(0, 255, shape, np.uint8)
     predict.dense_map(network, grid, config.PredictConfig(max_memory=max_memory))
@@ -217,7 +217,7 @@ def _setting(arguments: DenseArguments) -> tuple[Any, Any, np.ndarray]:
 
     if arguments.model is None:
         preset = config.PRESETS["default"]
-        rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM))
+        rule = preset.patch(config.PatchConfig(spacing_mm=SPACING_MM, scales_mm=preset.scales_mm))
         grid = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
         return rule, model.build(preset.model, rule), grid
     bundle = bundles.load(arguments.model)

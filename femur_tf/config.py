@@ -214,9 +214,16 @@ class Preset:
     scales_mm: tuple[float, ...]
     planes: tuple[PlaneChoice, ...] = ()
 
-    def patch(self, rule: PatchConfig) -> PatchConfig:
-        """Return a patch rule with the scales and planes of the preset."""
-        return dataclasses.replace(rule, scales_mm=self.scales_mm, planes=self.planes)
+    def patch(self, held: PatchConfig) -> PatchConfig:
+        """Return which of a plan's patches the preset reads.
+
+        Those of its own scales and planes; where the plan lacks one of the scales, those of all the plan's scales, with
+        the preset's planes in turn and the last of them for every further scale.
+        """
+        if set(self.scales_mm) <= set(held.scales_mm):
+            return dataclasses.replace(held, scales_mm=self.scales_mm, planes=self.planes)
+        scales = len(held.scales_mm)
+        return dataclasses.replace(held, planes=(self.planes + self.planes[-1:] * scales)[:scales])
 
 
 PRESETS = {

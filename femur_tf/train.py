@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,17 @@ def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]
         return config.to_dict(found if "data" in values else dataclasses.replace(found, data=data))
     preset = config.PRESETS[arguments.preset]
     patch = preset.patch(data.patch)
+    if patch.scales_mm != preset.scales_mm:
+        command.say(
+            f"Scales: those of the records, {_listed(patch.scales_mm)} mm; "
+            f"the preset's, {_listed(preset.scales_mm)} mm, are not all among them."
+        )
     return config.to_dict(config.RunConfig(dataclasses.replace(data, patch=patch), preset.model, preset.train))
+
+
+def _listed(scales_mm: Sequence[float]) -> str:
+    """Return scales as a person reads them."""
+    return ", ".join(f"{scale:g}" for scale in scales_mm)
 
 
 def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunConfig:

@@ -55,7 +55,7 @@ def test_multiply_adds_are_counted():
 
 def test_the_default_network_keeps_to_its_budget():
     preset = PRESETS["default"]
-    rule = preset.patch(PatchConfig(spacing_mm=(0.911, 5.2, 0.911)))
+    rule = preset.patch(PatchConfig(spacing_mm=(0.911, 5.2, 0.911), scales_mm=preset.scales_mm))
     assert dense.convert(model.build(preset.model, rule), rule).macs_per_voxel <= BUDGET
 
 
@@ -82,7 +82,7 @@ def test_dilated_convolutions_are_computed_as_they_stand():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_dense_form(name):
     preset = PRESETS[name]
-    rule = preset.patch(PatchConfig(spacing_mm=(1.0, 2.0, 1.0)))
+    rule = preset.patch(PatchConfig(spacing_mm=(1.0, 2.0, 1.0), scales_mm=preset.scales_mm))
     network = model.build(preset.model, rule)
     stir(network, 1)
     grid = volume((6, 5, 4))

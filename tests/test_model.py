@@ -53,7 +53,7 @@ def test_map_sizes_by_hand(network, size, sides):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build(name):
     preset = PRESETS[name]
-    rule = preset.patch(PatchConfig(spacing_mm=(0.9, 5.2, 0.9)))
+    rule = preset.patch(PatchConfig(spacing_mm=(0.9, 5.2, 0.9), scales_mm=preset.scales_mm))
     network = model.build(preset.model, rule)
     assert isinstance(network, keras.Sequential)
     assert network.input_shape == (None, 32, 32, rule.channels)

@@ -31,6 +31,23 @@ def test_a_preset_has_its_network_training_and_scales_on_the_grid_of_the_records
 
 
 @pytest.mark.parametrize(
+    ("scales_mm", "planes"),
+    [((0.0, 1.8), ("finest", "all")), ((0.0,), ("finest",)), ((0.0, 1, 2), ("finest", "all", "all"))],
+)
+def test_records_of_other_scales_are_read_with_those_and_it_is_said(capsys, scales_mm, planes):
+    rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm)
+    found = chosen(dataclasses.replace(DATA, patch=rule)).data.patch
+    assert (found.scales_mm, found.planes) == (scales_mm, planes)
+    assert "the preset's, 0, 3.6 mm, are not all among them" in capsys.readouterr().out
+
+
+def test_scales_that_a_preset_lacks_are_left_out(capsys):
+    rule = dataclasses.replace(tiny.RULE, scales_mm=(0.0, 1.8, 3.6, 7.2))
+    assert chosen(dataclasses.replace(DATA, patch=rule)).data.patch.scales_mm == (0.0, 3.6)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("assignment", "value"),
     [
         ("train.learning_rate=3e-4", 3e-4),

@@ -82,14 +82,13 @@ class Parameter:
 def _plane_choices(rule: config.PatchConfig) -> list[Parameter]:
     """Return a parameter for each scale of the records: which of its planes to read."""
     own = rule.planes or ("all",) * len(rule.scales_mm)
-    wanted = dict(zip(DEFAULT.scales_mm, DEFAULT.planes, strict=True))
+    preset = DEFAULT.patch(rule)
+    wanted = dict(zip(preset.scales_mm, preset.planes, strict=True))
     found = []
     for scale, choice in zip(rule.scales_mm, own, strict=True):
         choices = (NONE, *(["finest"] if choice == "all" else []), choice)
         default = wanted.get(scale, NONE)
         found.append(Parameter(f"planes_{scale:g}mm", default if default in choices else choice, choices))
-    if all(p.default == NONE for p in found):
-        found = [dataclasses.replace(p, default=p.choices[-1]) for p in found]
     return found
 
 
