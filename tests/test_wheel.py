@@ -18,6 +18,14 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_other_packages():
+    """Let no PYTHONPATH lead the installed Python to the source tree."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Build the wheel and install it in an environment of its own; return that environment's Python.
