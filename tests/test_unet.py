@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import crops, unet
+from benchmarks import crops
+from benchmarks import unet as command
+from benchmarks import unet_training as unet
 from femur_tf import callbacks, files, study
 from femur_tf.errors import DataError
 
@@ -41,8 +43,11 @@ class Ticks:
         return (0.1 * tick for tick in range(10**6))
 
 
-def arguments(work, **changes) -> unet.UnetArguments:
-    return unet.UnetArguments(work, **({"minutes": 1.5 / 60, "run": "tiny"} | changes))
+MINUTES = 1.5 / 60
+
+
+def train(folder: Path, plan: study.Plan) -> callbacks.State:
+    return unet.train(folder, plan, minutes=MINUTES, seed=2017, overwrite=False)
 
 
 def pair(mask: np.ndarray, grid: np.ndarray | None = None) -> crops.Pair:
@@ -127,7 +132,7 @@ def test_a_perfect_batch_costs_next_to_nothing():
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, small, monkeypatch):
     plan = tiny.write_study(tmp_path)
-    whole = unet.train(tmp_path / "unet/whole", plan, arguments(tmp_path, run="whole"))
+    whole = train(tmp_path / "unet/whole", plan)
     assert whole.finished and whole.epoch >= 2
     save = callbacks.Checkpoint.on_epoch_end
 
@@ -138,8 +143,8 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, small, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Checkpoint, "on_epoch_end", killed)
         with pytest.raises(Killed):
-            unet.train(tmp_path / "unet/cut", plan, arguments(tmp_path, run="cut"))
-    cut = unet.train(tmp_path / "unet/cut", plan, arguments(tmp_path, run="cut"))
+            train(tmp_path / "unet/cut", plan)
+    cut = train(tmp_path / "unet/cut", plan)
     assert cut.finished and [row["epoch"] for row in cut.history] == [row["epoch"] for row in whole.history]
     for one, other in zip(final_weights(tmp_path / "unet/cut"), final_weights(tmp_path / "unet/whole"), strict=True):
         np.testing.assert_allclose(one, other, atol=WEIGHT_TOLERANCE)
@@ -154,7 +159,7 @@ def test_the_line_has_test_scores_only_when_asked(tmp_path, small, monkeypatch, 
     monkeypatch.setattr(study, "load_case", lambda plan, case: parts.append(case.part) or read(plan, case))
     lines = []
     for test in (False, True):
-        unet.main(arguments(tmp_path, test=test))
+        command.main(command.UnetArguments(tmp_path, minutes=MINUTES, run="tiny", test=test))
         lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
         assert ("test" in parts) == test
     without, with_test = lines
@@ -172,7 +177,7 @@ def test_other_minutes_are_refused(tmp_path):
     files.write_json(tmp_path / "settings.json", {"minutes": 20.0, "seed": 2017})
     plan = tiny.write_study(tmp_path)
     with pytest.raises(DataError, match=r"minutes.*Received.*20.*--overwrite"):
-        unet.train(tmp_path, plan, arguments(tmp_path))
+        train(tmp_path, plan)
 
 
 def test_a_study_without_training_cases_is_refused(tmp_path):
