@@ -150,6 +150,10 @@ def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
     assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
     # Grids of two validation cases, and of two training cases with eleven copies each.
     assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12
+    copied = 2 * 11 * 20 * 16 * 12
+    assert expected.seconds == pytest.approx(
+        400 / command_plan.RECORDS_PER_S + copied / command_plan.VARIED_PER_S, rel=1e-9
+    )
 
 
 def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(
