@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from femur_tf.config import VariationConfig
 from femur_tf.patch_config import PLANE_AXES, Triple
 
 SMOOTH_COEFFICIENTS = 3
 """Of the bias field along each axis: Legendre polynomials of degree 0, 1 and 2."""
+WARP_SPANS = 8
+"""Of the warp's cubic B-splines along each axis: a volume of 350 mm bends over about 44 mm."""
+CUBIC = 3
 
 
 def affine(config: VariationConfig, spacing_mm: Triple, rng: np.random.Generator) -> np.ndarray:
@@ -41,10 +45,48 @@ def affine(config: VariationConfig, spacing_mm: Triple, rng: np.random.Generator
     return result * spacing / spacing[:, None]  # mm -> mm becomes voxel -> voxel
 
 
-def _moved(data: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _basis(length: int) -> np.ndarray:
+    """Return the cubic B-splines of one axis at its voxels, (length, WARP_SPANS + 3) float32."""
+    knots = np.arange(-CUBIC, WARP_SPANS + CUBIC + 1)
+    places = (np.arange(length) + 0.5) * (WARP_SPANS / length)
+    return np.asarray(BSpline.design_matrix(places, knots, CUBIC).toarray(), np.float32)
+
+
+def sources(
+    shape: tuple[int, ...], matrix: np.ndarray, config: VariationConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw where each voxel of a copy is read from: turned, stretched, shifted and bent.
+
+    Args:
+      shape: (X, Y, Z) of the volume and of the copy.
+      matrix: what `affine` gave.
+      config: how much.
+      rng: the source of chance.
+
+    Returns:
+      (3, X, Y, Z) float32 places in the volume, in voxels.
+    """
+    sides = np.array(shape, np.float32)
+    centre = (np.array(shape) - 1) / 2
+    offset = centre - matrix @ centre + rng.uniform(-1, 1, 3) * config.shift * sides
+    bend = rng.uniform(-1, 1, (3,) + (WARP_SPANS + CUBIC,) * 3).astype(np.float32)
+    bend *= np.float32(rng.uniform(0, config.warp)) * sides[:, None, None, None]
+    bases = [_basis(length) for length in shape]
+    result = np.empty((3, *shape), np.float32)
+    for axis, (row, start) in enumerate(zip(matrix, offset, strict=True)):
+        x, y, z = (np.arange(n) * step for n, step in zip(shape, row, strict=True))
+        result[axis] = (x + start)[:, None, None] + y[:, None] + z
+        if config.warp:
+            field = bend[axis]
+            for basis in bases:
+                field = np.tensordot(field, basis, axes=(0, 1))  # the axes come round once
+            result[axis] += field
+    return result
+
+
+def _moved(data: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Resample a volume linearly; beyond its border the nearest voxel is repeated."""
-    centre = (np.array(data.shape) - 1) / 2
-    return ndimage.affine_transform(data, matrix, centre - matrix @ centre, order=1, mode="nearest")
+    return np.asarray(ndimage.map_coordinates(data, places, order=1, mode="nearest"))
 
 
 def _bias(shape: tuple[int, ...], amplitude: float, rng: np.random.Generator) -> np.ndarray:
@@ -74,11 +116,14 @@ def vary(
     Returns:
       Grid and mask of the same shapes and dtypes.
     """
-    matrix = affine(config, spacing_mm, rng)
-    moved = _moved(mask.astype(np.float32), matrix) >= 0.5
-    grey = _moved(grid, matrix).astype(np.float32) / 255
+    places = sources(grid.shape, affine(config, spacing_mm, rng), config, rng)
+    moved = _moved(mask.astype(np.float32), places) >= 0.5
+    grey = _moved(grid, places).astype(np.float32) / 255
     grey = grey ** np.float32(np.exp(rng.uniform(-1, 1) * np.log1p(config.gamma)))
     grey *= _bias(grid.shape, rng.uniform(0, config.bias), rng)
     grey *= 255
+    if config.blur_mm:
+        width_mm = rng.uniform(0, config.blur_mm)
+        grey = ndimage.gaussian_filter(grey, [width_mm / length for length in spacing_mm], mode="nearest")
     grey += rng.standard_normal(grid.shape, np.float32) * np.float32(rng.uniform(0, config.noise))
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8), moved

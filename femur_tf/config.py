@@ -76,19 +76,27 @@ class VariationConfig:
     """Rotate within each other plane."""
     scale: float = 0.12
     """Stretch each axis by a factor in [1 / (1 + v), 1 + v]."""
-    gamma: float = 0.35
+    shift: float = 0.1
+    """Shift along each axis by a share of the volume's length in [-v, v]."""
+    warp: float = 0.04
+    """Bend by smooth displacements of at most this share of the volume's length along each axis."""
+    gamma: float = 0.8
     """Raise grey values, of [0, 1], to a power in [1 / (1 + v), 1 + v]."""
-    bias: float = 0.3
+    bias: float = 0.5
     """Multiply by a smooth field of at most exp(v)."""
-    noise: float = 5.0
+    blur_mm: float = 1.0
+    """Blur with a Gaussian of a standard deviation in [0, v]."""
+    noise: float = 15.0
     """Add Gaussian noise of a standard deviation in [0, v], of 255 grey values."""
 
     def __post_init__(self) -> None:
         require(self.copies >= 1, self, "copies", "at least 1")
         require(0 <= self.rotation_degrees <= 45, self, "rotation_degrees", "an angle in [0, 45] degrees")
         require(0 <= self.tilt_degrees <= 45, self, "tilt_degrees", "an angle in [0, 45] degrees")
-        for name in ("scale", "gamma", "bias"):
+        for name in ("scale", "gamma", "bias", "shift"):
             require(0 <= getattr(self, name) < 1, self, name, "a share in [0, 1)")
+        require(0 <= self.warp <= 0.06, self, "warp", "a share in [0, 0.06]: beyond, a volume may fold onto itself")
+        require(0 <= self.blur_mm <= 10, self, "blur_mm", "a length in [0, 10] mm")
         require(0 <= self.noise <= 50, self, "noise", "grey values in [0, 50]")
 
 

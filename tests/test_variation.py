@@ -10,7 +10,9 @@ import pytest
 from data_prep import variation
 from femur_tf.config import VariationConfig
 
-STILL = VariationConfig(copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, gamma=0, bias=0, noise=0)
+STILL = VariationConfig(
+    copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, shift=0, warp=0, gamma=0, bias=0, blur_mm=0, noise=0
+)
 """A copy that changes nothing."""
 SPACING_MM = (1.0, 3.0, 1.0)
 """A coronal stack: its finest plane spans x and z."""
@@ -55,7 +57,9 @@ def test_stretching_is_within_its_limit(seed):
     np.testing.assert_array_equal(matrix, np.diag(np.diag(matrix)))
 
 
-@pytest.mark.parametrize("changes", [{"rotation_degrees": 20}, {"tilt_degrees": 10}, {"scale": 0.2}])
+@pytest.mark.parametrize(
+    "changes", [{"rotation_degrees": 20}, {"tilt_degrees": 10}, {"scale": 0.2}, {"shift": 0.2}, {"warp": 0.06}]
+)
 def test_image_and_mask_move_together(rng, changes):
     grid, mask = case()
     varied, moved = vary(rng, grid, mask, **changes)
@@ -64,12 +68,54 @@ def test_image_and_mask_move_together(rng, changes):
     np.testing.assert_array_equal(varied[clear] >= 125, moved[clear])
 
 
-@pytest.mark.parametrize("changes", [{"gamma": 0.5}, {"bias": 0.5}, {"noise": 20.0}])
+def places(shape, rng, **changes):
+    """Return how far from its own voxel each voxel of a copy is read, in voxels."""
+    found = variation.sources(shape, np.eye(3), dataclasses.replace(STILL, **changes), rng)
+    return found - np.indices(shape)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_a_shift_is_the_same_everywhere_and_within_its_limit(seed):
+    found = places((40, 10, 20), np.random.default_rng(seed), shift=0.1)
+    assert np.ptp(found, axis=(1, 2, 3)).max() < 1e-4
+    assert (np.abs(found[:, 0, 0, 0]) <= (4.0, 1.0, 2.0)).all()
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_a_warp_is_smooth_within_its_limit_and_never_folds(seed):
+    shape = (40, 10, 20)
+    found = places(shape, np.random.default_rng(seed), warp=0.06)
+    for axis, length in enumerate(shape):
+        assert np.abs(found[axis]).max() <= 0.06 * length
+        assert np.diff(found[axis], axis=axis).min() > -1  # the order of the voxels along the axis stays
+        assert np.abs(np.diff(found[axis], 2, axis=axis)).max() < 0.3 * length * (variation.WARP_SPANS / length) ** 2
+
+
+@pytest.mark.parametrize("changes", [{"gamma": 0.5}, {"bias": 0.9}, {"noise": 20.0}])
 def test_a_change_of_intensity_leaves_the_mask(rng, changes):
     grid, mask = case()
     varied, moved = vary(rng, grid, mask, **changes)
     np.testing.assert_array_equal(moved, mask)
     assert (varied != grid).mean() > 0.3
+
+
+def blurred_width_mm(axis, spacing_mm, most_mm):
+    """Return the standard deviation of the Gaussian that a copy of a step along an axis was blurred with."""
+    shape = [3, 3, 3]
+    shape[axis] = 60
+    step = np.broadcast_to(np.where(np.indices(shape)[axis] < 30, 0, 255), shape).astype(np.uint8)
+    still = dataclasses.replace(STILL, blur_mm=most_mm)
+    varied, mask = variation.vary(step, step > 0, spacing_mm, still, np.random.default_rng(8))
+    np.testing.assert_array_equal(mask, step > 0)
+    edge = np.diff(np.moveaxis(varied, axis, 0)[:, 1, 1].astype(float)) / 255
+    places_mm = np.arange(59) * spacing_mm[axis]
+    return np.sqrt(np.sum(edge * (places_mm - np.sum(edge * places_mm)) ** 2))
+
+
+def test_a_blur_is_as_wide_in_mm_along_every_axis_and_within_its_limit():
+    widths_mm = [blurred_width_mm(axis, (0.5, 1.5, 0.5), 4.0) for axis in range(3)]
+    assert 0 < max(widths_mm) <= 4.2
+    np.testing.assert_allclose(widths_mm, widths_mm[0], rtol=0.05)
 
 
 def test_gamma_keeps_black_and_white(rng):
