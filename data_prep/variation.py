@@ -7,6 +7,8 @@ seconds a copy when records are written, and nothing while training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 from scipy.interpolate import BSpline
@@ -45,11 +47,23 @@ def affine(config: VariationConfig, spacing_mm: Triple, rng: np.random.Generator
     return result * spacing / spacing[:, None]  # mm -> mm becomes voxel -> voxel
 
 
+def _field(weights: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of products of basis functions, (X, Y, Z) float32.
+
+    Args:
+      weights: (K, L, M) float32, of each product.
+      bases: of each axis, (its voxels, its functions).
+    """
+    for basis in bases:
+        weights = np.tensordot(weights, basis.astype(np.float32), axes=(0, 1))  # the axes come round once
+    return weights
+
+
 def _basis(length: int) -> np.ndarray:
-    """Return the cubic B-splines of one axis at its voxels, (length, WARP_SPANS + 3) float32."""
+    """Return the cubic B-splines of one axis at its voxels, (length, WARP_SPANS + 3)."""
     knots = np.arange(-CUBIC, WARP_SPANS + CUBIC + 1)
     places = (np.arange(length) + 0.5) * (WARP_SPANS / length)
-    return np.asarray(BSpline.design_matrix(places, knots, CUBIC).toarray(), np.float32)
+    return np.asarray(BSpline.design_matrix(places, knots, CUBIC).toarray())
 
 
 def sources(
@@ -77,10 +91,7 @@ def sources(
         x, y, z = (np.arange(n) * step for n, step in zip(shape, row, strict=True))
         result[axis] = (x + start)[:, None, None] + y[:, None] + z
         if config.warp:
-            field = bend[axis]
-            for basis in bases:
-                field = np.tensordot(field, basis, axes=(0, 1))  # the axes come round once
-            result[axis] += field
+            result[axis] += _field(bend[axis], bases)
     return result
 
 
@@ -93,11 +104,8 @@ def _bias(shape: tuple[int, ...], amplitude: float, rng: np.random.Generator) ->
     """Draw a smooth positive field (X, Y, Z) float32 whose logarithm is of the order of `amplitude`."""
     weights = rng.uniform(-1, 1, (SMOOTH_COEFFICIENTS,) * 3).astype(np.float32)
     weights[0, 0, 0] = 0
-    field = weights
-    for length in shape:
-        places = np.linspace(-1, 1, length) if length > 1 else np.zeros(1)
-        basis = np.polynomial.legendre.legvander(places, SMOOTH_COEFFICIENTS - 1).astype(np.float32)
-        field = np.tensordot(field, basis, axes=(0, 1))  # the axes come round once
+    places = [np.linspace(-1, 1, length) if length > 1 else np.zeros(1) for length in shape]
+    field = _field(weights, [np.polynomial.legendre.legvander(p, SMOOTH_COEFFICIENTS - 1) for p in places])
     return np.exp(field * (amplitude / max(1e-6, float(np.abs(field).max()))))
 
 
