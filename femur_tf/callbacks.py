@@ -30,12 +30,19 @@ class State:
     waited: int = 0
     """Epochs since the validation loss was lowest."""
     finished: bool = False
+    dropout: list[list[int]] = dataclasses.field(default_factory=list)
+    """The state of chance of each Dropout layer, which a saved model leaves out."""
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 def has_gpu() -> bool:
     """Return whether TensorFlow sees a GPU."""
     return bool(keras.distribution.list_devices("gpu"))
+
+
+def dropout_states(network: keras.Sequential) -> list[keras.Variable]:
+    """Return the state of chance of each Dropout layer, (2,) uint32, which goes on at every step."""
+    return [layer.seed_generator.state for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
 
 
 class Clock:
@@ -180,6 +187,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Bring the state to the end of an epoch."""
         state = self.state
         state.epoch, state.seconds = epoch + 1, self.progress.clock.seconds()
+        state.dropout = [[int(word) for word in chance.numpy()] for chance in dropout_states(self.model)]
         if self.stopping is not None:
             state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
             state.best_loss = min(state.best_loss, values["val_loss"])

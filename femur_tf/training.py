@@ -19,7 +19,7 @@ from typing import Any
 import keras
 
 from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
-from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, has_gpu
+from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
 
 ENDLESS = 100_000
@@ -120,8 +120,10 @@ def _start(
         files.write_json(folder / lineage.NAME, config.to_dict(learned))
         return first, State()
     state = State(**files.read_json(found[-1] / "state.json"))
-    keras.utils.set_random_seed(settings.train.seed + state.epoch)
-    return keras.saving.load_model(found[-1] / "model.keras"), state
+    network = keras.saving.load_model(found[-1] / "model.keras")
+    for chance, words in zip(dropout_states(network), state.dropout, strict=True):
+        chance.assign(words)
+    return network, state
 
 
 def _refuse_other_settings(folder: Path, settings: config.RunConfig) -> None:

@@ -201,6 +201,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(uninterrupted, writte
 
 
 @pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_dropout_that_it_would_have_had(written, tmp_path):
+    network = dataclasses.replace(MODEL, dropout_conv=0.2, dropout_dense=0.3)
+    training.train(written, tmp_path / "whole", settings(network, epochs=2))
+    with killed_after(1), pytest.raises(Killed):
+        training.train(written, tmp_path / "killed", settings(network, epochs=2))
+    training.train(written, tmp_path / "killed", settings(network, epochs=2))
+    for found, known in zip(weights(tmp_path / "killed", 2), weights(tmp_path / "whole", 2), strict=True):
+        np.testing.assert_allclose(found, known, rtol=0, atol=WEIGHT_TOLERANCE)
+
+
+@pytest.mark.slow
 def test_a_killed_run_of_minutes_goes_on_with_what_is_left_of_them(written, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))
