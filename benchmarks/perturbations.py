@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
+from femur_tf import study, volume
 from femur_tf.volume import Volume
 
 RIGHT, ANTERIOR, SUPERIOR = range(3)
@@ -41,6 +42,14 @@ class Scan:
     def with_voxels(self, change: Callable[[np.ndarray], np.ndarray]) -> Scan:
         """Return the scan with image and mask changed alike; the header stays."""
         return Scan(Volume(np.ascontiguousarray(change(self.image.data)), self.image.affine), change(self.mask))
+
+
+def read(plan: study.Plan, case: study.Case) -> Scan:
+    """Return a case on canonical axes."""
+    loaded = study.load_case(plan, case)
+    image = volume.canonical(loaded.image.volume)
+    mask = volume.canonical(Volume(loaded.reference, loaded.image.volume.affine)).data
+    return Scan(Volume(image.data.astype(np.float32), image.affine), mask)
 
 
 def noise(scan: Scan, strength: float) -> Scan:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks import perturbations
 from benchmarks.perturbations import PERTURBATIONS, Scan
 from femur_tf import command, config, measures, metrics, postprocess, quality, quiet, study
 from femur_tf import volume as volumes
@@ -70,14 +71,6 @@ class Judged:
     reasons: tuple[str, ...]
 
 
-def read(plan: study.Plan, case: study.Case) -> Scan:
-    """Return a case on canonical axes."""
-    loaded = study.load_case(plan, case)
-    image = volumes.canonical(loaded.image.volume)
-    mask = volumes.canonical(volumes.Volume(loaded.reference, loaded.image.volume.affine)).data
-    return Scan(volumes.Volume(image.data.astype(np.float32), image.affine), mask)
-
-
 def run(
     bundle: Bundle, scan: Scan, name: tuple[str, str, float], folder: Path, options: config.PredictConfig
 ) -> Outcome:
@@ -106,9 +99,9 @@ def outcomes(arguments: QualityArguments, bundle: Bundle) -> Iterator[Outcome]:
     folder, options = arguments.work / "quality", config.PredictConfig() if arguments.exact else QUICK
     cases = [*plan.part("validation"), *plan.part("train")]
     for case in cases:
-        yield run(bundle, read(plan, case), (case.name, NONE, 0.0), folder, options)
+        yield run(bundle, perturbations.read(plan, case), (case.name, NONE, 0.0), folder, options)
     for case in cases[: arguments.cases]:
-        scan = read(plan, case)
+        scan = perturbations.read(plan, case)
         for name, (change, strengths) in PERTURBATIONS.items():
             for strength in strengths:
                 command.say(f"{case.name}: {name} {strength:g}")

@@ -1,0 +1,135 @@
+"""A run on scans of other voxel sizes, fields of view and patient sizes: the validation cases, changed.
+
+Example: python -m benchmarks.other_scans work/ --run default
+
+Scan and reference are changed alike and segmented as any scan is. A resampled scan is blurred where a real one of that
+grid would be sharp, and the reference keeps the steps of its own slices: the figures of other grids are a lower bound.
+A table and one JSON line; test cases are not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import perturbations
+from benchmarks.perturbations import RIGHT, Scan
+from femur_tf import command, config, lineage, metrics, postprocess, quiet, study, volume
+from femur_tf.patch_config import Triple
+
+if TYPE_CHECKING:
+    from femur_tf.bundle import Bundle
+
+MARGIN_MM = 30.0
+"""Around the femur, of a narrow field of view."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScansArguments:
+    """Segment validation cases on other voxel sizes, fields of view and patient sizes; one JSON line.
+
+    Example: python -m benchmarks.other_scans work/ --run default
+    """
+
+    work: command.Work
+    run: str = "default"
+    """Name of the run; it needs a recipe."""
+
+
+def resampled(scan: Scan, spacing_mm: Triple) -> Scan:
+    """Return scan and reference on a grid of another spacing."""
+    image = volume.to_working(scan.image, spacing_mm)
+    return Scan(image, volume.mask_to_working(scan.mask, scan.image.affine, image))
+
+
+def cropped(scan: Scan, box: tuple[slice, ...]) -> Scan:
+    """Return the part of a scan in a box of voxels."""
+    affine = scan.image.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+    return Scan(volume.Volume(np.ascontiguousarray(scan.image.data[box]), affine), scan.mask[box])
+
+
+def around_femur(scan: Scan, *, sides: int) -> Scan:
+    """Return the part of a scan with a margin of `MARGIN_MM` around both femurs (2) or the right one (1)."""
+    middle = scan.mask.shape[RIGHT] // 2
+    bone = np.argwhere(scan.mask)
+    bone = bone if sides == 2 else bone[bone[:, RIGHT] >= middle]
+    margin = np.round(MARGIN_MM / np.array(scan.image.spacing_mm)).astype(int)
+    start, stop = np.maximum(0, bone.min(0) - margin), np.minimum(scan.mask.shape, bone.max(0) + margin + 1)
+    return cropped(scan, tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)))
+
+
+def grid(right: float, anterior: float, superior: float) -> Callable[[Scan], Scan]:
+    """Return the change to a spacing towards right, anterior and superior, mm."""
+    return functools.partial(resampled, spacing_mm=(right, anterior, superior))
+
+
+SCANS: dict[str, Callable[[Scan], Scan]] = {
+    "as scanned": lambda scan: scan,
+    "coronal, fine in plane: 0.6 x 5.2 x 0.6 mm": grid(0.6, 5.2, 0.6),
+    "coronal, coarse in plane: 1.3 x 5.2 x 1.3 mm": grid(1.3, 5.2, 1.3),
+    "coronal, thin slices: 0.9 x 3 x 0.9 mm": grid(0.9, 3.0, 0.9),
+    "coronal, fine, 4 mm slices: 0.7 x 4 x 0.7 mm": grid(0.7, 4.0, 0.7),
+    "coronal, thick slices: 0.9 x 6.5 x 0.9 mm": grid(0.9, 6.5, 0.9),
+    "isotropic: 1 x 1 x 1 mm": grid(1.0, 1.0, 1.0),
+    "axial stack: 0.9 x 0.9 x 5 mm": grid(0.9, 0.9, 5.0),
+    "sagittal stack: 4 x 0.9 x 0.9 mm": grid(4.0, 0.9, 0.9),
+    "the right half": lambda scan: perturbations.cut(RIGHT, upper=False)(scan, 0.5),
+    "both femurs and 30 mm around": functools.partial(around_femur, sides=2),
+    "the right femur and 30 mm around": functools.partial(around_femur, sides=1),
+    "a patient 15 % smaller": lambda scan: perturbations.misread(scan, 0.85),
+    "a patient 15 % larger": lambda scan: perturbations.misread(scan, 1.15),
+}
+"""Each change by name."""
+
+
+def score(bundle: Bundle, scan: Scan) -> dict[str, float]:
+    """Segment a scan as `segment --fast --precision bfloat16` does, and score the mask."""
+    from femur_tf import bundle as bundles
+
+    options = config.PredictConfig(precision="bfloat16", fast=True)
+    found = bundles.working_map(bundle, study.prepare(scan.image, bundle.settings.data), options)
+    own = volume.from_working(found, scan.image)
+    spacing_mm = scan.image.spacing_mm
+    mask = postprocess.apply(own, bundle.recipe, spacing_mm=spacing_mm)
+    return {
+        "dice": metrics.dice(mask, scan.mask),
+        "surface_mm": metrics.surface_distances(mask, scan.mask, spacing_mm=spacing_mm).mean_mm,
+        "volume": float(mask.sum() / scan.mask.sum()),
+    }
+
+
+def scores(arguments: ScansArguments) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the scores of each change and case."""
+    from femur_tf import bundle as bundles
+
+    bundle = bundles.load(study.run_path(arguments.work, arguments.run))
+    plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
+    cases = study.needed(arguments.work, plan, "validation")
+    lineage.require_unseen(bundle.folder, [case.name for case in cases], "validation")
+    scans = {case.name: perturbations.read(plan, case) for case in cases}
+    return {
+        name: {case: score(bundle, change(scan)) for case, scan in scans.items()}
+        for name, change in command.track(SCANS.items(), "scans")
+    }
+
+
+def main(arguments: ScansArguments) -> None:
+    """Print a table and one JSON line."""
+    quiet.start_tensorflow()
+    line = scores(arguments)
+    keys = ("dice", "surface_mm", "volume")
+    rows = [
+        (name, *(float(np.mean([one[key] for one in cases.values()])) for key in keys)) for name, cases in line.items()
+    ]
+    command.table("Other scans, validation cases", ("scan", "Dice", "ASSD mm", "volume / reference"), rows)
+    command.say(json.dumps(line))
+
+
+if __name__ == "__main__":
+    command.run(main, ScansArguments)
