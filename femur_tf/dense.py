@@ -12,8 +12,9 @@ activation, so each tower is evaluated on its own planes. The patches of a coars
 scale are the same for all voxels of a cell (`femur_tf.patches`); its towers are
 evaluated once a cell.
 
-Along an axis that is **strided** instead, only every `stride`-th sample is computed,
-as in a patch: the first pass of a coarse-to-fine evaluation.
+Along an axis the first poolings may be **strided** instead, as in a patch: then every
+so many-th sample alone is computed. With all of them strided that is the first pass of
+a coarse-to-fine evaluation; training on blocks (`femur_tf.block_network`) strides some.
 
 Giusti et al. 2013 (arXiv 1302.1700) and Li et al. 2014 (arXiv 1412.4526) describe
 the idea for one plane.
@@ -30,7 +31,8 @@ import numpy as np
 from keras import ops
 
 from femur_tf.config import PatchConfig
-from femur_tf.dense_steps import DENSE, Builder, Length, Precision, Step, Strided, length_after
+from femur_tf.dense_builder import Builder
+from femur_tf.dense_steps import DENSE, Length, Precision, Step, Strided, length_after, taps_apart
 
 
 class Share(NamedTuple):
@@ -53,8 +55,8 @@ class DenseNetwork:
     """Units of the first Dense layer."""
     width: int
     """Channels of a tower's widest map."""
-    stride: int
-    """Samples between two neighbours along a strided axis: the product of the poolings."""
+    windows: tuple[int, ...]
+    """Of the poolings."""
     precision: Precision
     """Of the towers; their sums and the head are float32."""
     parameters: tuple[tuple[Any, ...], ...]
@@ -72,6 +74,15 @@ class DenseNetwork:
     def __post_init__(self) -> None:
         """Start without graphs: each is compiled when it is first used."""
         object.__setattr__(self, "_graphs", {})
+
+    @property
+    def stride(self) -> int:
+        """Samples between two neighbours along an axis whose poolings are all strided."""
+        return taps_apart(self.windows, 0)
+
+    def strided(self, every: int) -> int:
+        """Return how many poolings are strided where every so many-th sample is wanted, 1 or `stride`."""
+        return len(self.windows) if every > 1 else 0
 
     @property
     def fine_towers(self) -> tuple[int, ...]:
@@ -96,11 +107,11 @@ class DenseNetwork:
         Args:
           planes: (N, A + size - 1, B + size - 1) uint8, padded as `patches.padded_planes` does.
           tower: its number among the rule's towers.
-          strided: along rows and columns; a strided axis gives samples 0, stride, 2 * stride, ...
+          strided: how many poolings are, along rows and columns.
 
         Returns:
-          (N, A, B, units) float32, or ceil(A / stride), ceil(B / stride) where strided: the tower's share of the
-          first Dense layer, before bias and activation.
+          (N, A, B, units) float32, or ceil(A / n), ceil(B / n) where the product n of the windows of strided poolings
+          is above 1: samples 0, n, 2 n, ... The tower's share of the first Dense layer, before bias and activation.
         """
         graph = self._graph((strided, None), lambda images, weights, _: self.evaluate(images, weights, strided))
         return self._whole_planes(graph, planes, tower, (), strided)
@@ -152,11 +163,11 @@ class DenseNetwork:
         result = np.asarray(graph(planes, self.parameters[tower], shares))
         return result[:, : self._count(rows, strided[0]), : self._count(columns, strided[1])]
 
-    def _count(self, length: int, strided: bool) -> int:
+    def _count(self, length: int, strided: int) -> int:
         """Return how many samples are wanted of an axis of `length` padded ones."""
-        return -(-(length - self.rule.size + 1) // (self.stride if strided else 1))
+        return -(-(length - self.rule.size + 1) // taps_apart(self.windows[:strided], 0))
 
-    def short(self, length: int, strided: bool) -> int:
+    def short(self, length: int, strided: int) -> int:
         """Return by how many samples to lengthen an axis, because pooling may leave out some at its end."""
         wanted = self._count(length, strided)
         extra = 0
@@ -170,7 +181,7 @@ class DenseNetwork:
         Args:
           planes: (N, H, W) uint8, long enough for `length_after` to give the samples wanted.
           weights: the tower's `parameters`.
-          strided: along rows and columns.
+          strided: how many poolings are, along rows and columns.
 
         Returns:
           (N, H', W', units) float32; samples beyond those wanted mean nothing.
@@ -187,7 +198,7 @@ class DenseNetwork:
           planes: as for `evaluate`; None for shares alone.
           weights: as for `evaluate`.
           shares: of the other towers.
-          strided: along rows and columns.
+          strided: how many poolings are, along rows and columns.
 
         Returns:
           (N, A, B) float32 probabilities; longer where there is no share to say what is wanted.
@@ -260,9 +271,9 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
         rule,
         units=builder.units,
         width=max(builder.widest, builder.units),
-        stride=builder.dilation,
+        windows=tuple(builder.windows),
         precision=precision,
-        parameters=tuple(map(tuple, builder.parameters)),
+        parameters=tuple(map(tuple, builder.parameters())),
         macs_per_cell=builder.macs,
         head_macs=builder.head_macs,
         steps=tuple(builder.steps),
