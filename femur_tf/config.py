@@ -15,6 +15,7 @@ from femur_tf.config_json import load as load
 from femur_tf.config_json import to_dict as to_dict
 from femur_tf.errors import require
 from femur_tf.patch_config import PLANES as PLANES
+from femur_tf.patch_config import BlockConfig as BlockConfig
 from femur_tf.patch_config import PatchConfig as PatchConfig
 from femur_tf.patch_config import PlaneChoice as PlaneChoice
 from femur_tf.train_config import AugmentConfig as AugmentConfig
@@ -173,6 +174,8 @@ class DataConfig:
     normalisation: NormalisationConfig = NormalisationConfig()
     sampling: SamplingConfig = SamplingConfig()
     variation: VariationConfig = VariationConfig()
+    blocks: BlockConfig | None = None
+    """Blocks to write beside the patches; None: none."""
 
     def __post_init__(self) -> None:
         copies = self.variation.copies
@@ -189,6 +192,11 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     format_version: int = 1
+
+    def __post_init__(self) -> None:
+        on_patches = self.train.examples == "patches"
+        late = self.model.fusion == "late"
+        require(on_patches or late, self.train, "examples", "'patches' with early fusion, which has no dense form")
 
 
 @dataclasses.dataclass(frozen=True)

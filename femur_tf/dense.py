@@ -31,7 +31,7 @@ import numpy as np
 from keras import ops
 
 from femur_tf.config import PatchConfig
-from femur_tf.dense_builder import Builder
+from femur_tf.dense_builder import Builder, collect
 from femur_tf.dense_steps import DENSE, Length, Precision, Step, Strided, length_after, taps_apart
 
 
@@ -231,20 +231,34 @@ def _compile(function: Callable[..., Any], weights: Sequence[Any], shares: int, 
     return tf.function(function, input_signature=signature, autograph=False)
 
 
-def _head(functions: Sequence[Callable[[Any], Any]], units: int) -> Callable[[Any], Any]:
-    """Return the layers after the towers' sum as one function."""
-
-    def head(sums: Any) -> Any:
-        for function in functions:
-            sums = function(sums)
-        return sums[..., 0]
-
+def _compiled_head(head: Callable[[Any], Any], units: int) -> Callable[[Any], Any]:
+    """Return a head as a graph, where graphs are compiled ahead."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         shape = (None, None, None, units)
-        return tf.function(head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
+        compiled: Callable[[Any], Any] = tf.function(
+            head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False
+        )
+        return compiled
     return head
+
+
+def _network(builder: Builder, rule: PatchConfig, head: Callable[[Any], Any], parameters: Any) -> DenseNetwork:
+    """Return what a walk has collected."""
+    return DenseNetwork(
+        rule,
+        units=builder.units,
+        width=max(builder.widest, builder.units),
+        windows=tuple(builder.windows),
+        precision=builder.precision,
+        parameters=parameters,
+        macs_per_cell=builder.macs,
+        head_macs=builder.head_macs,
+        steps=tuple(builder.steps),
+        lengths=tuple(builder.lengths),
+        head=head,
+    )
 
 
 def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "float32") -> DenseNetwork:
@@ -259,24 +273,15 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
       NotDenseError: a layer has no dense form; it is named, with what to do.
       ValueError: the model's input is not a patch of `rule`, or its output not one probability.
     """
-    expected = (rule.size, rule.size, rule.channels)
-    if tuple(model.input_shape[1:]) != expected:
-        raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
-    if tuple(model.output_shape[1:]) != (1,):
-        raise ValueError(f"Expected a model with one output a patch, (1,). Received: {model.output_shape[1:]}")
-    builder = Builder(rule, precision)
-    for layer in model.layers:
-        builder.add(layer)
-    return DenseNetwork(
-        rule,
-        units=builder.units,
-        width=max(builder.widest, builder.units),
-        windows=tuple(builder.windows),
-        precision=precision,
-        parameters=tuple(map(tuple, builder.parameters())),
-        macs_per_cell=builder.macs,
-        head_macs=builder.head_macs,
-        steps=tuple(builder.steps),
-        lengths=tuple(builder.lengths),
-        head=_head(builder.head, builder.units),
-    )
+    builder = collect(model, rule, precision, live=False)
+    head = _compiled_head(builder.whole_head(), builder.units)
+    return _network(builder, rule, head, tuple(map(tuple, builder.parameters())))
+
+
+def live(model: keras.Sequential, rule: PatchConfig) -> tuple[DenseNetwork, Callable[[], list[list[Any]]]]:
+    """Return the dense form of a patch network to train, and what reads the parameters of each tower from it.
+
+    The form holds no parameters of its own; arguments and errors as for `convert`.
+    """
+    builder = collect(model, rule, "float32", live=True)
+    return _network(builder, rule, builder.whole_head(), ()), builder.parameters

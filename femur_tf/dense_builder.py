@@ -237,3 +237,27 @@ class Builder:
             self._add_convolution(split, self.side, layer.kernel)
             self.head.append(lambda sums: sums + bias)
         self.head.append(activation(layer))
+
+    def whole_head(self) -> Callable[[Any], Any]:
+        """Return the layers after the towers' sum as one function: (..., units) -> (...)."""
+        functions = tuple(self.head)
+
+        def head(sums: Any) -> Any:
+            for function in functions:
+                sums = function(sums)
+            return sums[..., 0]
+
+        return head
+
+
+def collect(model: keras.Sequential, rule: PatchConfig, precision: Precision, *, live: bool) -> Builder:
+    """Walk the layers of a model; arguments and errors as for `dense.convert`."""
+    expected = (rule.size, rule.size, rule.channels)
+    if tuple(model.input_shape[1:]) != expected:
+        raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
+    if tuple(model.output_shape[1:]) != (1,):
+        raise ValueError(f"Expected a model with one output a patch, (1,). Received: {model.output_shape[1:]}")
+    builder = Builder(rule, precision, live=live)
+    for layer in model.layers:
+        builder.add(layer)
+    return builder

@@ -99,3 +99,41 @@ class PatchConfig:
             # A volume with one finely sampled axis alone has no fine plane: the least coarse is taken.
             return [plane for plane, spacing in enumerate(coarser) if spacing <= max(limit, min(coarser))]
         return [plane for plane, name in enumerate(PLANES) if choice in ("all", name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What a block is: voxels of a volume on a regular lattice, with all that their patches read (our choice).
+
+    A network is trained on all voxels of a block at once (`femur_tf.block_network`). The plan fits `apart` and
+    `samples` to the cohort.
+    """
+
+    per_case: int = 96
+    """Blocks drawn from each case, over all its copies."""
+    apart: tuple[int, int, int] = (8, 8, 8)
+    """Voxels between neighbours along x, y, z. A multiple of a scale's step lets its towers leave out what is not
+    needed, as pooling does in a patch."""
+    samples: tuple[int, int, int] = (12, 12, 12)
+    """Voxels of a block along x, y, z."""
+
+    def __post_init__(self) -> None:
+        require(self.per_case >= 1, self, "per_case", "at least 1 block")
+        require(all(1 <= a <= 64 for a in self.apart), self, "apart", "three whole numbers in [1, 64]")
+        require(all(1 <= n <= 64 for n in self.samples), self, "samples", "three whole numbers in [1, 64]")
+
+    @property
+    def count(self) -> int:
+        """Voxels of a block."""
+        return math.prod(self.samples)
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Voxels from the first to the last of a block, both counted, along x, y, z."""
+        x, y, z = (apart * (n - 1) + 1 for apart, n in zip(self.apart, self.samples, strict=True))
+        return x, y, z
+
+    def cells(self, axis: int, step: int) -> int:
+        """Return the most cells of `step` voxels from the first voxel's to the last one's along an axis."""
+        voxels = self.extent[axis] - 1
+        return voxels // step if self.apart[axis] % step == 0 else (voxels + step - 1) // step

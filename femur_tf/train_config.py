@@ -31,6 +31,9 @@ class AugmentConfig:
 class TrainConfig:
     """How the network is trained."""
 
+    examples: Literal["patches", "blocks"] = "patches"
+    """What a step reads: `patches`, drawn one by one (source); or `blocks` of voxels whose patches overlap and share
+    their work, by the dense form of the network."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """(source: SGD with momentum)"""
     learning_rate: float = 1e-3
@@ -40,15 +43,15 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "cosine"
     """`cosine` falls to a hundredth of the learning rate by the end of the run (source: constant)."""
     batch: int = 256
-    """Examples a step (source: 256)."""
+    """Examples a step (source: 256); of blocks, as many as hold so many voxels, at least one."""
     epochs: int = 62
     """Passes over the records (source: 62), or over parts of them."""
     epoch_examples: int | None = None
     """Examples an epoch, which goes on in the shuffled records where the one before ended; None: all of them, in a run
-    of minutes at most 600,000."""
+    of minutes at most 15,000 a minute and 600,000."""
     validation_examples: int | None = None
     """Examples to validate with, always the same, drawn evenly from the validation cases; None: all of them, in a run
-    of minutes at most 120,000."""
+    of minutes at most 3,000 a minute and 120,000."""
     bone_share: float | None = None
     """Share of femur in each batch, whose examples are drawn anew for it; None: as in the records."""
     minutes: float | None = None
@@ -82,4 +85,8 @@ class TrainConfig:
         require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
         require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
         require(self.focal_gamma >= 1, self, "focal_gamma", "at least 1")
+        on_patches = self.examples == "patches"
+        require(on_patches or not self.mined, self, "examples", "'patches' with mined sets, which hold patches")
+        require(on_patches or not self.mixed_precision, self, "mixed_precision", "False with blocks")
+        require(on_patches or not self.augment.rotation_degrees, self.augment, "rotation_degrees", "0 with blocks")
         require(self.patience >= 1, self, "patience", "at least 1 epoch")

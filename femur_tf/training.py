@@ -10,23 +10,26 @@ runs/NAME/model.keras           the epoch with the lowest validation loss; of a 
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 
-from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
+from femur_tf import (
+    block_dataset,
+    command,
+    config,
+    dataset,
+    files,
+    fitting,
+    lineage,
+    machine,
+    mined_records,
+    model,
+    records,
+)
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
-
-ENDLESS = 100_000
-"""Epochs of a run that minutes end."""
-EPOCH_EXAMPLES, VALIDATION_EXAMPLES = 600_000, 120_000
-"""At most, of a run of minutes: of 61 cases a pass over the records would take it whole, with nothing saved and no
-epoch to choose from."""
 
 
 def _optimizer(settings: config.TrainConfig) -> keras.optimizers.Optimizer:
@@ -50,19 +53,7 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
         network = model.build(settings.model, settings.data.patch)
     finally:
         keras.config.set_dtype_policy(before)
-    focal = keras.losses.BinaryFocalCrossentropy(gamma=train.focal_gamma)
-    network.compile(
-        optimizer=_optimizer(train),
-        loss=focal if train.loss == "focal" else keras.losses.BinaryCrossentropy(),
-        metrics=[
-            keras.metrics.AUC(name="auc"),
-            keras.metrics.F1Score(threshold=0.5, average="micro", name="dice"),
-            # Comparable between losses and penalties, which `loss` is not.
-            keras.metrics.BinaryCrossentropy(name="log_loss"),
-        ],
-        # XLA trains this network three times slower than oneDNN on a CPU (docs/performance.md).
-        jit_compile="auto" if has_gpu() else False,
-    )
+    fitting.compile_for(network, train, _optimizer(train))
     return network
 
 
@@ -150,6 +141,7 @@ def announce_device() -> None:
 
 def _callbacks(
     folder: Path,
+    network: keras.Sequential,
     settings: config.TrainConfig,
     state: State,
     progress: Progress,
@@ -160,39 +152,8 @@ def _callbacks(
     """Return what happens around the epochs. The last one saves what the others decided."""
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    saved = Checkpoint(folder, state, progress, stopping)
+    saved = Checkpoint(folder, network, state, progress, stopping)
     return [progress, *([stopping] if stopping else []), board, *further, saved]
-
-
-def _steps(settings: config.TrainConfig, examples: int) -> int:
-    """Return the batches of an epoch, where the records hold so many training examples."""
-    most = examples if settings.minutes is None else min(examples, EPOCH_EXAMPLES)
-    return math.ceil((settings.epoch_examples or most) / settings.batch)
-
-
-def _validation_limit(settings: config.TrainConfig, examples: int) -> int | None:
-    """Return how many examples to validate with, None for all, where the records hold so many."""
-    if settings.validation_examples is None and settings.minutes is not None and examples > VALIDATION_EXAMPLES:
-        return VALIDATION_EXAMPLES
-    return settings.validation_examples
-
-
-def _examples(
-    folder: Path, manifest: records.Manifest, settings: config.RunConfig, epochs: range, steps: int
-) -> tuple[Any, Any]:
-    """Return the batches to train with, `steps` an epoch, and those to validate with, None without validation cases."""
-    chosen = settings.train
-    batches = functools.partial(dataset.batches, folder, manifest, batch=chosen.batch, rule=settings.data.patch)
-    drawn = batches(
-        "train",
-        seed=chosen.seed,
-        training=chosen.augment,
-        bone_share=chosen.bone_share,
-        epochs=epochs,
-        steps=steps,
-    )
-    validated = manifest.count("validation")
-    return drawn, batches("validation", limit=_validation_limit(chosen, validated)) if validated else None
 
 
 def train(
@@ -223,6 +184,8 @@ def train(
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
     dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
+    if settings.train.examples == "blocks":
+        block_dataset.block_of(records_folder, manifest, "train")
     lineage.require_split(records_folder, manifest)
     network, state = _start(folder, settings, manifest, overwrite=overwrite)
     if state.finished:
@@ -233,23 +196,22 @@ def train(
     if announce:
         announce_device()
     chosen = settings.train
-    epochs = range(state.epoch, chosen.epochs if chosen.minutes is None else ENDLESS)
-    steps = _steps(chosen, manifest.count("train"))
-    drawn, validation = _examples(records_folder, manifest, settings, epochs, steps)
-    progress = Progress(chosen, state, steps)
+    fit = fitting.fit_of(records_folder, manifest, network, settings, state.epoch)
+    progress = Progress(chosen, state, fit.steps)
+    validated = fit.validation is not None
     with progress.display:
-        network.fit(
-            drawn,
-            validation_data=validation,
-            initial_epoch=epochs.start,
-            epochs=epochs.stop,
-            steps_per_epoch=steps,
+        fit.network.fit(
+            fit.drawn,
+            validation_data=fit.validation,
+            initial_epoch=state.epoch,
+            epochs=fitting.epochs_of(chosen, state.epoch).stop,
+            steps_per_epoch=fit.steps,
             shuffle=False,  # Keras warns otherwise; the dataset shuffles
-            class_weight={0: 1.0, 1: chosen.bone_weight} if chosen.loss == "weighted" else None,
-            callbacks=_callbacks(folder, chosen, state, progress, callbacks, validated=validation is not None),
+            class_weight=fit.class_weight,
+            callbacks=_callbacks(folder, network, chosen, state, progress, callbacks, validated=validated),
             verbose=0,
         )
-    if validation is not None and state.waited >= chosen.patience:
+    if validated and state.waited >= chosen.patience:
         _say_early(folder, chosen, state)
     return state
 

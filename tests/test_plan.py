@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tyro
 
+from data_prep import forecast
 from data_prep import plan as command_plan
-from data_prep.plan import Forecast, PlanArguments, check_disk, forecast, main, numbers
-from femur_tf import files, study
+from data_prep.forecast import Forecast, check_disk
+from data_prep.plan import PlanArguments, main, numbers
+from femur_tf import block_records, files, study
 from femur_tf.config import PRESETS, NormalisationConfig
 from femur_tf.errors import DataError
 
@@ -145,25 +147,27 @@ def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
         label=None,
         processes=1,
     )
-    expected = forecast(plan, facts)
+    expected = forecast.make(plan, facts)
     assert expected.examples == 400  # of four train and validation cases
-    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
+    block = plan.data.blocks
+    assert block is not None
+    assert expected.blocks == 4 * 96
+    blocks = expected.blocks * block_records.size_bytes(plan.data.patch, block)
+    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90) + blocks
     # Grids of two validation cases, and of two training cases with eleven copies each.
-    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12
+    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12 + blocks
     copied = 2 * 11 * 20 * 16 * 12
-    assert expected.seconds == pytest.approx(
-        400 / command_plan.RECORDS_PER_S + copied / command_plan.VARIED_PER_S, rel=1e-9
-    )
+    assert expected.seconds == pytest.approx(400 / forecast.RECORDS_PER_S + copied / forecast.VARIED_PER_S, rel=1e-9)
 
 
 def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_disk(tmp_path / "new" / "work", Forecast(1, 1, 1, 1.0)) > 1
-    assert check_disk(tmp_path, Forecast(1, 10**18, 1, 1.0)) > 1
+    assert check_disk(tmp_path / "new" / "work", Forecast(1, 0, 1, 1, 1.0)) > 1
+    assert check_disk(tmp_path, Forecast(1, 0, 10**18, 1, 1.0)) > 1
     assert "Pass --index-only to data_prep.write_records" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"expected 1e\+09 GB of free disk for the records, index-only"):
-        check_disk(tmp_path, Forecast(1, 10**18, 10**18, 1.0))
+        check_disk(tmp_path, Forecast(1, 0, 10**18, 10**18, 1.0))
 
 
 def test_all_problems_come_in_one_message_and_nothing_is_written(cohort: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from data_prep import write_records
+from data_prep import shards, write_records
 from femur_tf import config, evaluator, files, image_io, model, predict, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -35,7 +35,7 @@ def in_threads(monkeypatch):
         "ProcessPoolExecutor",
         lambda workers, mp_context: concurrent.futures.ThreadPoolExecutor(workers),
     )
-    monkeypatch.setattr(write_records, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
+    monkeypatch.setattr(shards, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
 
 
 def examples_of(work, manifest, part="train"):
