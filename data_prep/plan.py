@@ -18,6 +18,8 @@ from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
 
+SMALL = 2
+"""A volume is small where no axis is longer than so many patches of the finest scale."""
 BLOCKS_A_COPY = 8
 """From each volume of a training case, where no number is asked."""
 
@@ -151,7 +153,12 @@ def _blocks(arguments: PlanArguments, spacing_mm: Triple, facts: Sequence[cohort
         max(1, min(most, int(n) // step))
         for most, n, step in zip(config.BlockConfig.samples, shape, apart, strict=True)
     ]
-    return config.BlockConfig(per_case, (apart[0], apart[1], apart[2]), (samples[0], samples[1], samples[2]))
+    return config.BlockConfig(
+        per_case,
+        (apart[0], apart[1], apart[2]),
+        (samples[0], samples[1], samples[2]),
+        preferred=bool((shape <= SMALL * config.PatchConfig.size).all()),
+    )
 
 
 def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[str, study.Part]:
@@ -226,7 +233,8 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: forecas
     block = plan.data.blocks
     if block:
         voxels = "x".join(map(str, block.samples))
-        command.say(f"Blocks: {expected.blocks:,}, {block.per_case} a case, of {voxels} voxels.")
+        why = "; preferred to patches, as the volumes are small" if block.preferred else ""
+        command.say(f"Blocks: {expected.blocks:,}, {block.per_case} a case, of {voxels} voxels{why}.")
     disk, index_only, free = map(forecast.gigabytes, (expected.patch_bytes, expected.index_bytes, free_bytes))
     minutes = max(1, round(expected.seconds / 60))
     command.say(f"Records: {disk} on disk, about {minutes} min (estimate); index-only {index_only}. Free: {free}.")

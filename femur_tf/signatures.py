@@ -58,17 +58,23 @@ def to_bytes(values: tf.Tensor) -> tf.Tensor:
 
 
 def patches_endpoint(model: keras.Sequential, rule: PatchConfig) -> Endpoint:
-    """Return `serving_default`: uint8 patches -> probability."""
+    """Return `serving_default`: uint8 patches -> probability. None at all is an InvalidArgument error."""
     shape = (rule.size, rule.size, rule.channels)
+
+    def serve(patches: tf.Tensor) -> Tensors:
+        """Refuse no patches, which some kernels evaluate and others refuse."""
+        with tf.control_dependencies([_refuse_unless(tf.shape(patches)[0] > 0, "at least one patch")]):
+            return {"probability": model(tf.identity(patches))}
+
     example = {"patches": np.zeros((WARM_UP_PATCHES, *shape), np.uint8)}
     spec = tf.TensorSpec((None, *shape), tf.uint8, name="patches")
-    return Endpoint("serving_default", lambda patches: {"probability": model(patches)}, (spec,), example)
+    return Endpoint("serving_default", serve, (spec,), example)
 
 
 def patches_bytes_endpoint(model: keras.Sequential, rule: PatchConfig) -> Endpoint:
     """Return `serving_bytes`: a text of bytes for each patch -> probability.
 
-    Another number of bytes is an InvalidArgument error that names both numbers.
+    Another number of bytes is an InvalidArgument error that names both numbers; no text at all is one, too.
     """
     shape = (rule.size, rule.size, rule.channels)
     count = int(np.prod(shape))
@@ -77,7 +83,8 @@ def patches_bytes_endpoint(model: keras.Sequential, rule: PatchConfig) -> Endpoi
         lengths = tf.strings.length(patches_bytes)
         wrong = tf.boolean_mask(lengths, lengths != count)
         expected = f"{count} bytes, {' x '.join(map(str, shape))} uint8, for each patch"
-        with tf.control_dependencies([_refuse_unless(tf.size(wrong) == 0, expected, wrong)]):
+        some = _refuse_unless(tf.size(lengths) > 0, "at least one patch")
+        with tf.control_dependencies([some, _refuse_unless(tf.size(wrong) == 0, expected, wrong)]):
             values = tf.io.decode_raw(patches_bytes, tf.uint8)
         return {"probability": model(tf.reshape(values, (-1, *shape)))}
 

@@ -1,5 +1,6 @@
 """The plan command: what it writes, prints, keeps and refuses, on tiny cohorts."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,30 @@ def test_a_bad_cohort_ends_with_status_2_and_no_traceback(cohort: Path) -> None:
     done = _run(str(cohort / "work"), "--images", str(cohort / "images"), "--masks", str(cohort / "masks"))
     assert done.returncode == 2
     assert "hip_03" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "apart", "samples", "preferred"),
+    [
+        ((384, 40, 384), (0.9, 5.2, 0.9), (8, 1, 8), (12, 12, 12), False),
+        ((35, 51, 35), (1.0, 1.0, 1.0), (8, 8, 8), (4, 6, 4), True),
+        ((64, 64, 65), (1.0, 1.0, 1.0), (8, 8, 8), (8, 8, 8), False),  # one voxel longer than two patches
+        ((5, 64, 64), (4.0, 0.5, 0.5), (1, 8, 8), (5, 8, 8), True),
+    ],
+)
+def test_blocks_fit_the_cohort(shape, spacing_mm, apart, samples, preferred) -> None:
+    arguments = PlanArguments(Path("work"), Path("images"), Path("masks"))
+    facts = [_facts(shape, spacing_mm)] * 3
+    found = command_plan.data_settings(arguments, facts).blocks
+    assert found is not None
+    assert (found.apart, found.samples, found.preferred) == (apart, samples, preferred)
+    assert found.per_case == 96
+    many = dataclasses.replace(arguments, copies=48)
+    assert command_plan.data_settings(many, facts).blocks.per_case == 8 * 48
+    assert command_plan.data_settings(dataclasses.replace(many, blocks=7), facts).blocks.per_case == 7
+
+
+def _facts(shape, spacing_mm) -> command_plan.cohort.Facts:
+    """Return what is measured of a case of a shape."""
+    names = {field.name for field in dataclasses.fields(command_plan.cohort.Facts)}
+    return command_plan.cohort.Facts(**dict.fromkeys(names) | {"shape": shape, "spacing_mm": spacing_mm})

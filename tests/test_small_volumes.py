@@ -1,0 +1,33 @@
+"""The phantom cohort of small volumes: what it holds, and that it is written whole."""
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from benchmarks import small_volumes
+from femur_tf.errors import DataError
+
+
+def test_a_tube_runs_through_most_of_the_volume_in_one_piece():
+    grey, mask = small_volumes.volume(np.random.default_rng(0))
+    assert grey.shape == mask.shape == small_volumes.SHAPE
+    assert (grey.dtype, mask.dtype) == (np.float32, bool)
+    assert ndimage.label(mask)[1] == 1
+    assert 0.01 < mask.mean() < 0.06
+    assert mask.any(axis=(0, 2)).sum() > 28  # mm along the volume
+
+
+def test_other_things_are_as_grey_as_the_tube():
+    grey, mask = small_volumes.volume(np.random.default_rng(1))
+    low, high = np.percentile(grey[mask], [10, 90])
+    assert ((grey >= low) & (grey <= high) & ~mask).sum() > 2 * mask.sum()
+
+
+def test_a_cohort_is_written_and_not_overwritten(tmp_path):
+    small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=2))
+    image, mask = (nibabel.load(tmp_path / name / "small_01.nii.gz") for name in ("images", "masks"))
+    assert image.shape == mask.shape
+    assert np.unique(np.asarray(mask.dataobj)).tolist() == [0, 1]
+    with pytest.raises(DataError, match="already exists"):
+        small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=2))
