@@ -2,8 +2,9 @@
 
 `BlockNetwork` gives, for a batch of blocks, the probability that the patch network
 gives for each voxel's patch, and its gradient is that of these patches together: the
-variables are the patch network's own. Dropout alone differs: a sample that is dropped
-is dropped for all patches of the block that read it.
+variables are the patch network's own. In training two things differ: a sample that is
+dropped is dropped for all patches of the block that read it, and batch normalisation
+takes the statistics of the block's maps, in which a sample counts once.
 
 Samples lie `apart` voxels apart. A tower whose cells are so many times smaller than
 that strides its first poolings, as a patch does, as long as their windows divide it;
@@ -67,7 +68,8 @@ class BlockNetwork(keras.Model):
         strided = (ways[0][0], ways[1][0])
         short = [self.form.short(length, way) for length, way in zip((rows, columns), strided, strict=True)]
         images = ops.reshape(batch.planes[tower], (-1, rows, columns))
-        images = ops.pad(images, ((0, 0), (0, short[0]), (0, short[1])))  # what pooling may leave out at the end
+        # What pooling may leave out at the end; a mirror image, to look like the rest to batch normalisation.
+        images = ops.pad(images, ((0, 0), (0, short[0]), (0, short[1])), mode="symmetric")
         maps = self.form.evaluate(images, parameters, strided)
         for place, (axis, (_, apart)) in enumerate(zip(axes[1:], ways, strict=True), start=1):
             if apart is not None:

@@ -103,7 +103,7 @@ class VariationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Sequential network: blocks of (Conv, MaxPool, ReLU), Flatten, Dense layers, Dense 1."""
+    """The Sequential network: blocks of (Conv, MaxPool, BatchNorm, ReLU), Flatten, Dense layers, Dense 1."""
 
     filters: tuple[int, ...] = (16, 64, 128)
     """Filters of each convolution, per plane and scale with late fusion (our choice)."""
@@ -113,6 +113,9 @@ class ModelConfig:
     """Max-pooling window and stride (source: max pooling; the size is our choice)."""
     dense: tuple[int, ...] = (48,)
     """Units of each hidden Dense layer (our choice)."""
+    batch_norm: bool = False
+    """Batch normalisation (Ioffe and Szegedy 2015) after each pooling; at segmentation it is part of the convolution
+    (our choice; the source has none)."""
     fusion: Literal["late", "early"] = "late"
     """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in
     the first convolution (our choice)."""
@@ -254,7 +257,7 @@ PRESETS = {
         ),
         scales_mm=(0.0,),
     ),
-    "default": Preset(ModelConfig(), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")),
+    "default": Preset(ModelConfig(batch_norm=True), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")),
 }
 """`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
 best measured (docs/results.md)."""

@@ -22,6 +22,7 @@ from femur_tf.dense_steps import (
     Precision,
     Step,
     Strided,
+    TowerNormalisation,
     activation,
     add_bias,
     convolve,
@@ -70,6 +71,8 @@ class Builder:
         self.lengths: list[Length] = []
         self.sources: list[tuple[Callable[[], Sequence[Any]], str]] = []
         self.head: list[Callable[[Any], Any]] = []
+        self.convolved: tuple[int, int] | None = None
+        """Places of the kernel and the bias of the last convolution, while nothing but max pooling stands after it."""
 
     def add(self, layer: keras.layers.Layer) -> None:
         """Add one layer.
@@ -124,12 +127,14 @@ class Builder:
             self.head.append(layer)
         else:
             self.steps.append(Step(lambda maps, parameters, strided: layer(maps)))
+            self.convolved = None
 
     def _pointwise(self, function: Callable[[Any], Any]) -> None:
         """Add a function of each value alone."""
         if self.units:
             self.head.append(function)
             return
+        self.convolved = None
         step = Step(lambda maps, parameters, strided: function(maps))
         # relu(max(x)) = max(relu(x)): next to its convolution the ReLU is computed together with it.
         swap = function is keras.activations.relu and self.steps and self.steps[-1].is_max
@@ -140,7 +145,8 @@ class Builder:
         if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, 1 if self.flat else 3):
             raise refuse(layer, "its axis is not that of the channels")
         if isinstance(layer, layers.BatchNormalization) and self.live:
-            raise refuse(layer, "it is trained on patches only, whose statistics it takes")
+            self._live_normalisation(layer)
+            return
         scale, offset = (np.asarray(v, np.float32) for v in _per_channel(layer))
         if any(v.size != v.shape[-1] for v in (scale, offset)):
             raise refuse(layer, "it treats the samples of a patch differently")
@@ -150,12 +156,33 @@ class Builder:
         if self.units:
             self.head.append(lambda sums: sums * scale + offset)
             return
+        if self.convolved and not self.live and scale.min() > 0:
+            self._fold(*self.convolved, self._a_tower(scale), self._a_tower(offset))
+            return
+        self.convolved = None
         first, second = (self._parameter(functools.partial(list, self._a_tower(v)), "float32") for v in (scale, offset))
 
         def apply(maps: Any, parameters: Sequence[Any], _strided: Strided) -> Any:
             return ops.cast(maps, "float32") * parameters[first] + parameters[second]
 
         self.steps.append(Step(apply))
+
+    def _live_normalisation(self, layer: layers.BatchNormalization) -> None:
+        """Add batch normalisation to a live form."""
+        if self.flat:
+            raise refuse(layer, "it is trained on patches only, whose statistics it takes")
+        norm = TowerNormalisation(layer, self.towers)
+        place = self._parameter(lambda: range(self.towers), "int32")
+        self.steps.append(Step(lambda maps, parameters, strided: norm(maps, parameters[place])))
+
+    def _fold(self, kernel: int, bias: int, scale: np.ndarray, offset: np.ndarray) -> None:
+        """Make a positive scale and an offset (towers, channels) part of the convolution before the max pooling.
+
+        s max(x) + o = max(s x + o) for s > 0.
+        """
+        (kernels, k_dtype), (biases, b_dtype) = self.sources[kernel], self.sources[bias]
+        self.sources[kernel] = lambda: [k * s for k, s in zip(kernels(), scale, strict=True)], k_dtype
+        self.sources[bias] = lambda: [b * s + o for b, s, o in zip(biases(), scale, offset, strict=True)], b_dtype
 
     def _a_tower(self, values: np.ndarray) -> np.ndarray:
         """Return a scale or an offset, of all channels or (1,), as one row a tower."""
@@ -175,17 +202,21 @@ class Builder:
                 raise refuse(layer, "padding, strides, dilation or kernel are not a plain `valid` convolution's")
         side, _, _, outputs = layer.kernel.shape  # (k, k, I, towers * O)
         bias = np.zeros(outputs, np.float32) if layer.bias is None else layer.bias
-        self._add_convolution(lambda: ops.split(layer.kernel, self.towers, axis=-1), side, layer.kernel)
+        kernel = self._add_convolution(lambda: ops.split(layer.kernel, self.towers, axis=-1), side, layer.kernel)
         place = self._parameter(lambda: ops.split(bias, self.towers), self.precision)
         self.steps.append(Step(lambda maps, parameters, strided: add_bias(maps, parameters[place])))
+        self.convolved = kernel, place
         if isinstance(layer, layers.Conv2D):
             self._pointwise(activation(layer))
         self.side -= side - 1
         self.width = outputs // self.towers
         self.widest = max(self.widest, self.width)
 
-    def _add_convolution(self, kernels: Callable[[], Sequence[Any]], side: int, whole: Any) -> None:
-        """Add a convolution without bias, one kernel (side, side, I, O) a tower; `whole` holds those of all towers."""
+    def _add_convolution(self, kernels: Callable[[], Sequence[Any]], side: int, whole: Any) -> int:
+        """Add a convolution without bias, one kernel (side, side, I, O) a tower; `whole` holds those of all towers.
+
+        Returns the kernel's place among a tower's parameters.
+        """
         place = self._parameter(kernels, self.precision)
         windows, precision, live = tuple(self.windows), self.precision, self.live
 
@@ -196,6 +227,7 @@ class Builder:
         self.steps.append(Step(apply))
         self.lengths.append((side - 1, 0))
         self.macs += int(np.prod(whole.shape)) // self.towers
+        return place
 
     def _pooling(self, layer: keras.layers.Layer) -> None:
         """Add a pooling of stride 1 whose window is dilated."""
@@ -204,6 +236,8 @@ class Builder:
             raise refuse(layer, "its window is not square, its strides are not its window, or its padding not `valid`")
         windows, is_max = tuple(self.windows), isinstance(layer, layers.MaxPooling2D)
         function = ops.max_pool if is_max else ops.average_pool
+        if not is_max:
+            self.convolved = None
 
         def apply(maps: Any, _parameters: Sequence[Any], strided: Strided) -> Any:
             if not windows and strided == DENSE:

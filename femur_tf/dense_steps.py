@@ -120,6 +120,49 @@ def activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     return function
 
 
+class TowerNormalisation(layers.Layer):
+    """A layer of batch normalisation on the maps of one tower at a time: its own variables, read and kept up.
+
+    In training the statistics are those of the tower's maps, in which each sample counts once, however many patches
+    read it.
+
+    Args:
+      layer: of batch normalisation, built for the channels of all towers.
+      towers: how many share them.
+    """
+
+    def __init__(self, layer: layers.BatchNormalization, towers: int) -> None:
+        super().__init__(name=f"{layer.name}_by_tower")
+        self.layer, self.width = layer, layer.moving_mean.shape[0] // towers
+
+    def call(self, maps: Any, number: Any, training: bool | None = None) -> Any:
+        """Normalise maps (N, A, B, C) of the tower `number`, () int32."""
+        layer = self.layer
+        if training:
+            mean, variance = ops.moments(maps, axes=(0, 1, 2))
+            self._follow(layer.moving_mean, number, mean)
+            self._follow(layer.moving_variance, number, variance)
+        else:
+            mean, variance = self._part(layer.moving_mean, number), self._part(layer.moving_variance, number)
+        scale = ops.rsqrt(variance + layer.epsilon)
+        if layer.scale:
+            scale = scale * self._part(layer.gamma, number)
+        offset = -mean * scale
+        if layer.center:
+            offset = offset + self._part(layer.beta, number)
+        return maps * scale + offset
+
+    def _part(self, values: Any, number: Any) -> Any:
+        """Return a tower's part of values of all channels."""
+        return ops.slice(values, (number * self.width,), (self.width,))
+
+    def _follow(self, moving: Any, number: Any, value: Any) -> None:
+        """Move a tower's part of a moving mean towards a value."""
+        kept = self.layer.momentum
+        part = self._part(moving, number) * kept + value * (1 - kept)
+        moving.assign(ops.slice_update(moving, (number * self.width,), part))
+
+
 def pool(maps: Any, window: int, dilation: Sequence[int], stride: Sequence[int], function: Callable[..., Any]) -> Any:
     """Pool over windows whose samples lie `dilation` apart, along rows, then along columns.
 

@@ -1,7 +1,7 @@
 """The network: a plain `keras.Sequential` on uint8 patches, and its registered layers.
 
-Blocks of (convolution, max pooling, ReLU), then Flatten, Dense layers and one
-sigmoid. ReLU stands after the pooling: max(relu(x)) = relu(max(x)), at a quarter of
+Blocks of (convolution, max pooling, batch normalisation where asked for, ReLU), then
+Flatten, Dense layers and one sigmoid. ReLU stands after the pooling: max(relu(x)) = relu(max(x)), at a quarter of
 the work. With late fusion each plane of each scale (a **tower**) has convolutions of
 its own and the towers meet in the first Dense layer, which is what lets the network
 be evaluated densely (`femur_tf.dense`).
@@ -18,6 +18,9 @@ from keras import ops
 from femur_tf.config import ModelConfig, PatchConfig
 from femur_tf.cost import map_sizes as map_sizes
 
+BATCH_NORM_MOMENTUM = 0.95
+"""Of the moving mean and variance: those of the last twenty steps or so count, for runs of a few hundred."""
+
 
 @keras.saving.register_keras_serializable(package="femur_tf")
 class PlanewiseConv2D(keras.layers.Layer):
@@ -31,20 +34,28 @@ class PlanewiseConv2D(keras.layers.Layer):
       filters: output channels of each tower.
       kernel_size: k.
       towers: number of groups.
-      bias: initial value of each bias.
+      bias: initial value of each bias; None: without biases.
       l2: L2 penalty on the kernel.
     """
 
     def __init__(
-        self, filters: int, kernel_size: int, towers: int, *, bias: float = 0.0, l2: float = 0.0, **options: Any
+        self,
+        filters: int,
+        kernel_size: int,
+        towers: int,
+        *,
+        bias: float | None = 0.0,
+        l2: float = 0.0,
+        **options: Any,
     ) -> None:
         """Keep the settings; weights are made when the input's shape is known."""
         super().__init__(**options)
         self.filters, self.kernel_size, self.towers = filters, kernel_size, towers
         self.initial_bias, self.l2 = bias, l2
+        self.bias = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the kernel (k, k, I, towers * filters) and the bias (towers * filters,)."""
+        """Make the kernel (k, k, I, towers * filters) and the bias (towers * filters,), if any."""
         channels = input_shape[-1]
         if channels is None or channels % self.towers:
             raise ValueError(f"Expected channels divisible by towers={self.towers}. Received: shape={input_shape}")
@@ -57,11 +68,12 @@ class PlanewiseConv2D(keras.layers.Layer):
             regularizer=keras.regularizers.L2(self.l2) if self.l2 else None,
             name="kernel",
         )
-        self.bias = self.add_weight(
-            shape=(self.towers * self.filters,),
-            initializer=keras.initializers.Constant(self.initial_bias),
-            name="bias",
-        )
+        if self.initial_bias is not None:
+            self.bias = self.add_weight(
+                shape=(self.towers * self.filters,),
+                initializer=keras.initializers.Constant(self.initial_bias),
+                name="bias",
+            )
         self.one_by_one = not keras.distribution.list_devices("gpu")
 
     def call(self, inputs: Any) -> Any:
@@ -73,7 +85,7 @@ class PlanewiseConv2D(keras.layers.Layer):
             result = ops.concatenate([ops.conv(i, k, padding="valid") for i, k in pairs], axis=-1)
         else:
             result = ops.conv(inputs, self.kernel, padding="valid")
-        return result + ops.cast(self.bias, result.dtype)
+        return result if self.bias is None else result + ops.cast(self.bias, result.dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the output's shape."""
@@ -88,11 +100,23 @@ class PlanewiseConv2D(keras.layers.Layer):
 
 
 def _convolution(network: ModelConfig, filters: int, towers: int) -> keras.layers.Layer:
-    """Return the convolution of one block."""
+    """Return the convolution of one block; batch normalisation has a bias of its own."""
+    biased = not network.batch_norm
     if network.fusion == "late":
-        return PlanewiseConv2D(filters, network.kernel, towers, bias=network.bias, l2=network.l2)
+        bias = network.bias if biased else None
+        return PlanewiseConv2D(filters, network.kernel, towers, bias=bias, l2=network.l2)
     # The same number of filters in all as with late fusion, so that the two differ in fusion alone.
-    return keras.layers.Conv2D(filters * towers, network.kernel, **_weights(network))
+    return keras.layers.Conv2D(filters * towers, network.kernel, use_bias=biased, **_weights(network))
+
+
+def _batch_norm(network: ModelConfig) -> keras.layers.Layer:
+    """Return the batch normalisation of one block.
+
+    It has no scale: the layer after the ReLU has one already, and what is left, a division by a deviation, stands as
+    well before the pooling, where `femur_tf.dense` makes it part of the convolution.
+    """
+    start = keras.initializers.Constant(network.bias)
+    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, scale=False, beta_initializer=start)
 
 
 def _weights(network: ModelConfig) -> dict[str, Any]:
@@ -124,6 +148,8 @@ def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
     for filters in network.filters:
         model.add(_convolution(network, filters, rule.channels))
         model.add(keras.layers.MaxPooling2D(network.pool))
+        if network.batch_norm:
+            model.add(_batch_norm(network))
         model.add(keras.layers.Activation("relu"))
         if network.dropout_conv:
             model.add(keras.layers.Dropout(network.dropout_conv))

@@ -8,7 +8,7 @@ from keras import layers
 
 from femur_tf import block_dataset, block_network, blocks
 from femur_tf.config import BlockConfig, PatchConfig
-from femur_tf.dense_steps import NotDenseError
+from femur_tf.dense_steps import NotDenseError, TowerNormalisation
 from femur_tf.patches import Cutter
 from tests import networks
 
@@ -27,6 +27,17 @@ SETTINGS = {
     "odd patches": (ODD, BlockConfig(apart=(4, 2, 3), samples=(3, 3, 3))),
     "longer than the volume": (networks.RULE, BlockConfig(apart=(4, 4, 4), samples=(6, 4, 5))),
 }
+NORMALISED = SETTINGS["poolings strided"]
+
+
+def normalised(rule: PatchConfig) -> keras.Sequential:
+    """Return a network with batch normalisation whose statistics are not those that it starts with."""
+    network = networks.spread(rule, batch_norm=True)
+    rng = np.random.default_rng(1)
+    for variable in network.non_trainable_variables:
+        if variable.name.startswith("moving"):
+            variable.assign(rng.uniform(0.01, 0.1, variable.shape))
+    return network
 
 
 def batch_of(grid: np.ndarray, rule: PatchConfig, block: BlockConfig, corners: np.ndarray) -> block_dataset.Batch:
@@ -53,11 +64,11 @@ def inside(block: BlockConfig, corners: np.ndarray) -> tuple[np.ndarray, np.ndar
     return places, (places < SHAPE).all(axis=1)
 
 
-@pytest.fixture(params=SETTINGS.values(), ids=SETTINGS)
+@pytest.fixture(params=[*SETTINGS, "normalised"])
 def case(request):
     """A network, its patches and blocks."""
-    rule, block = request.param
-    return networks.spread(rule), rule, block
+    rule, block = SETTINGS.get(request.param, NORMALISED)
+    return normalised(rule) if request.param == "normalised" else networks.spread(rule), rule, block
 
 
 def test_probabilities_are_those_of_the_patches(case):
@@ -98,6 +109,34 @@ def test_dropout_acts_in_training_alone():
     plain = [np.asarray(on_blocks(batch, training=False)) for _ in range(2)]
     np.testing.assert_array_equal(*plain)
     assert np.abs(np.asarray(on_blocks(batch, training=True)) - plain[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["scale and offset", "neither"])
+@pytest.mark.parametrize("training", [True, False])
+def test_towers_are_normalised_as_the_layer_does(rng, training, whole):
+    towers, width = 3, 2
+    layer, again = (layers.BatchNormalization(momentum=0.7, center=whole, scale=whole) for _ in range(2))
+    maps = rng.normal(1, 2, (2, 4, 5, towers * width)).astype(np.float32)
+    for one in (layer, again):
+        one.build(maps.shape)
+        one.set_weights([np.linspace(0.5, 1 + n, towers * width) for n in range(len(one.weights))])
+    found = TowerNormalisation(layer, towers)
+    each = [found(part, tf.constant(n), training=training) for n, part in enumerate(np.split(maps, towers, axis=-1))]
+    np.testing.assert_allclose(np.concatenate(each, axis=-1), again(maps, training=training), atol=1e-5)
+    for one, other in zip(layer.weights, again.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_statistics_follow_in_training_alone():
+    network, (rule, block) = normalised(NORMALISED[0]), NORMALISED
+    batch = batch_of(networks.volume(SHAPE), rule, block, np.array([[0, 0, 0]]))
+    on_blocks = block_network.BlockNetwork(network, rule, block)
+    moving = [v for v in network.non_trainable_variables if v.name.startswith("moving")]
+    assert len(moving) == 4
+    for training in (False, True):
+        before = [v.numpy() for v in moving]
+        on_blocks(batch, training=training)
+        assert [bool((v.numpy() != b).all()) for v, b in zip(moving, before, strict=True)] == [training] * 4
 
 
 def test_the_penalty_on_kernels_is_the_networks():

@@ -62,9 +62,9 @@ def test_where_the_source_is_silent_the_paper_preset_has_our_choice(value, choic
     assert value == choice
 
 
-def test_the_default_preset_is_the_defaults():
+def test_the_default_preset_is_the_defaults_and_batch_normalisation_which_older_files_lack():
     preset = config.PRESETS["default"]
-    assert (preset.model, preset.train) == (config.ModelConfig(), config.TrainConfig())
+    assert (preset.model, preset.train) == (config.ModelConfig(batch_norm=True), config.TrainConfig())
     assert preset.scales_mm == config.DataConfig().patch.scales_mm  # what a plan writes is what it trains on
 
 

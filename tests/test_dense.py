@@ -79,6 +79,21 @@ def test_dilated_convolutions_are_computed_as_they_stand():
     assert not {"SpaceToBatchND", "BatchToSpaceND"} & {operation.type for operation in graph.get_operations()}
 
 
+@pytest.mark.parametrize("weights", ["as at the start", "with a negative scale"])
+def test_batch_normalisation_behind_pooling_is_part_of_the_convolution_if_it_keeps_the_order(weights):
+    rule, folded = PatchConfig(size=16), weights == "as at the start"
+    network = model.build(ModelConfig(filters=(4, 4), dense=(5,), batch_norm=True), rule)
+    if not folded:
+        inner = list(network.layers)
+        inner[3] = layers.BatchNormalization()
+        network = sequential(rule, *inner)
+    stir(network, 4)
+    plain = dense.convert(model.build(ModelConfig(filters=(4, 4), dense=(5,)), rule), rule)
+    found, grid = dense.convert(network, rule), volume((5, 4, 3))
+    assert (len(found.steps) == len(plain.steps)) is folded
+    np.testing.assert_allclose(everywhere(found, grid), one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_dense_form(name):
     preset = PRESETS[name]

@@ -123,15 +123,28 @@ def test_without_l2_nothing_is_penalised():
     assert model.build(ModelConfig(filters=(4,), dense=(5,), l2=0.0), RULE).losses == []
 
 
+@pytest.mark.parametrize("fusion", ["late", "early"])
+def test_batch_normalisation_stands_between_pooling_and_relu_and_has_the_bias(fusion):
+    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), batch_norm=True, fusion=fusion), RULE)
+    kinds = [type(layer).__name__ for layer in network.layers]
+    convolution = {"late": "PlanewiseConv2D", "early": "Conv2D"}[fusion]
+    assert kinds[1:9] == [convolution, "MaxPooling2D", "BatchNormalization", "Activation"] * 2
+    first = network.layers[3]
+    assert {weight.name for weight in network.layers[1].weights} == {"kernel"}
+    assert {weight.name for weight in first.weights} == {"beta", "moving_mean", "moving_variance"}
+    np.testing.assert_allclose(first.beta, 0.10, rtol=1e-6)
+
+
 def test_early_fusion_mixes_all_channels_with_as_many_filters():
     network = model.build(ModelConfig(filters=(4, 6), dense=(5,), fusion="early"), RULE)
     convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [layer.kernel.shape for layer in convolutions] == [(3, 3, 3, 12), (3, 3, 12, 18)]
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("fusion", ["late", "early"])
-def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion):
-    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), fusion=fusion), RULE)
+def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion, batch_norm):
+    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), batch_norm=batch_norm, fusion=fusion), RULE)
     network.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     patch = rng.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
@@ -139,11 +152,12 @@ def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion):
     assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in network.layers]
 
 
-def test_a_layer_comes_back_from_its_config():
-    layer = planewise(filters=5, kernel_size=2, bias=0.2, l2=0.1, name="first")
+@pytest.mark.parametrize("bias", [0.2, None])
+def test_a_layer_comes_back_from_its_config(bias):
+    layer = planewise(filters=5, kernel_size=2, bias=bias, l2=0.1, name="first")
     again = PlanewiseConv2D.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
-    assert (again.filters, again.kernel_size, again.towers, again.initial_bias, again.l2) == (5, 2, 3, 0.2, 0.1)
+    assert (again.filters, again.kernel_size, again.towers, again.initial_bias, again.l2) == (5, 2, 3, bias, 0.1)
     assert again.name == "first"
 
 
