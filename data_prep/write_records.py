@@ -13,7 +13,9 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,6 +226,18 @@ def check_disk(work: Path, patch: config.PatchConfig, examples: int, mode: recor
         )
 
 
+def end_with_parent() -> None:
+    """End this worker process as soon as the command that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def write(
     work: Path, *, mode: records.Mode = "patches", processes: int = 1, overwrite: bool = False
 ) -> records.Manifest:
@@ -252,7 +266,7 @@ def write(
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(processes, len(todo)))
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         futures = [pool.submit(write_case, work, plan, case, mode) for case in todo]
         for future in command.track(concurrent.futures.as_completed(futures), "cases", total=len(futures)):
             written = future.result()
