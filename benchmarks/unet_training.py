@@ -118,7 +118,7 @@ def train(folder: Path, plan: study.Plan, *, minutes: float, seed: int, overwrit
             epochs=ENDLESS,
             steps_per_epoch=STEPS,
             shuffle=False,  # Keras warns otherwise; the crops are drawn at random
-            callbacks=[progress, never, callbacks.Checkpoint(folder, network, state, progress, never)],
+            callbacks=[progress, never, callbacks.Checkpoint(folder, state, progress, never)],
             verbose=0,
         )
     return state

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tyro
 
-from data_prep import sampling, shards, write_records
+from data_prep import sampling, write_records
 from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
 from femur_tf import command, config, files, lineage, mined_records, quiet, records, study
 from femur_tf.errors import DataError
@@ -160,8 +160,10 @@ def mine_case(miner: Miner, case: study.Case) -> Found:
         found.append(counted(group))
         drawn.append(counted(group[tuple(draw.centres.T)]))
     order = write_records.case_rng(miner.plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
-    written = shards.write_patches(miner.folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
-    entry = records.CaseRecords(case.name, case.part, written, miner.fingerprint(case))
+    shards = write_records.write_shards(
+        miner.folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order]
+    )
+    entry = records.CaseRecords(case.name, case.part, shards, miner.fingerprint(case))
     return Found(entry, _summed(found), _summed(drawn))
 
 

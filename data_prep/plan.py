@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep import cohort, forecast, sampling, split
+from data_prep import cohort, sampling, split
 from data_prep.suspicions import Suspicion, suspicions
 from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError
-from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
 
-SMALL = 2
-"""A volume is small where no axis is longer than so many patches of the finest scale."""
-BLOCKS_A_COPY = 8
-"""From each volume of a training case, where no number is asked."""
+RECORD_BYTES = 90
+"""An example without its patch: label, centre, case name and framing, about."""
+RECORDS_PER_S = 20_000
+"""Examples written a second on two cores: an estimate, for the forecast only."""
+VARIED_PER_S = 15_000_000
+"""Voxels of varied copies made a second on two cores, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,6 @@ class PlanArguments:
     """Volumes that a training case is drawn from: the scan, and copies of it in other poses and intensities."""
     per_case: int = config.SamplingConfig.per_case
     """Examples drawn from each case."""
-    blocks: int | None = None
-    """Blocks drawn from each case; by default 8 from each of its volumes, at least 96."""
     n4: bool = False
     """Correct the bias field of every scan first (N4), as segment then does too; about 10 to 20 s a hip case."""
     processes: int = dataclasses.field(default_factory=lambda: min(4, machine.cores()))
@@ -67,6 +66,20 @@ class PlanArguments:
     """Draw the split anew, whatever an earlier plan holds."""
     overwrite: bool = False
     """Replace an earlier plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What the records of a plan will take."""
+
+    examples: int
+    """Of the train and validation cases; test cases get no records."""
+    patch_bytes: int
+    """On disk, with patches."""
+    index_bytes: int
+    """On disk, with centres and working grids only."""
+    seconds: float
+    """To write the patches, an estimate."""
 
 
 def numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
@@ -133,32 +146,9 @@ def data_settings(arguments: PlanArguments, facts: Sequence[cohort.Facts]) -> co
             normalisation=config.NormalisationConfig(n4=arguments.n4),
             sampling=config.SamplingConfig(per_case=arguments.per_case),
             variation=config.VariationConfig(copies=arguments.copies),
-            blocks=_blocks(arguments, spacing_mm, facts),
         )
     except ValueError as error:
         raise DataError(str(error)) from error
-
-
-def _blocks(arguments: PlanArguments, spacing_mm: Triple, facts: Sequence[cohort.Facts]) -> config.BlockConfig:
-    """Return blocks that fit the cohort.
-
-    Voxels are about as many mm apart along all axes, in voxels a power of two, as poolings are; a block is no longer
-    than the cohort's median volume.
-    """
-    per_case = arguments.blocks or max(config.BlockConfig.per_case, BLOCKS_A_COPY * arguments.copies)
-    widest = config.BlockConfig.apart[0] * min(spacing_mm)
-    apart = [2 ** max(0, round(math.log2(widest / step))) for step in spacing_mm]
-    shape = np.median([cohort.working_shape(case, spacing_mm) for case in facts], axis=0)
-    samples = [
-        max(1, min(most, int(n) // step))
-        for most, n, step in zip(config.BlockConfig.samples, shape, apart, strict=True)
-    ]
-    return config.BlockConfig(
-        per_case,
-        (apart[0], apart[1], apart[2]),
-        (samples[0], samples[1], samples[2]),
-        preferred=bool((shape <= SMALL * config.PatchConfig.size).all()),
-    )
 
 
 def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[str, study.Part]:
@@ -203,6 +193,51 @@ def _earlier_parts(arguments: PlanArguments) -> dict[str, study.Part]:
         raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
 
 
+def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
+    """Forecast the records of a plan."""
+    patch, shapes = (
+        plan.data.patch,
+        {case.name: cohort.working_shape(case, plan.data.patch.spacing_mm) for case in facts},
+    )
+    used = [*plan.part("train"), *plan.part("validation")]
+    examples = plan.data.sampling.per_case * len(used)
+    voxels = [int(np.prod(shapes[case.name])) for case in used]
+    volumes = [plan.volumes(case) for case in used]
+    grids = sum(size * count for size, count in zip(voxels, volumes, strict=True))
+    return Forecast(
+        examples,
+        patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
+        index_bytes=examples * RECORD_BYTES + grids,
+        seconds=examples / RECORDS_PER_S + (grids - sum(voxels)) / VARIED_PER_S,
+    )
+
+
+def check_disk(work: Path, expected: Forecast) -> int:
+    """Return the free disk in bytes, with a warning where the records fit in index-only mode alone.
+
+    Raises:
+      DataError: not even the index-only records fit.
+    """
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if expected.index_bytes > free:
+        raise DataError(
+            f"{work}: expected {gigabytes(expected.index_bytes)} of free disk for the records, index-only. "
+            f"Received: {gigabytes(free)}. Free some, or plan fewer examples (--per-case) or a wider --spacing."
+        )
+    if expected.patch_bytes > free:
+        command.warn(
+            f"{work}: {gigabytes(free)} free, patch records need {gigabytes(expected.patch_bytes)}. "
+            "Pass --index-only to data_prep.write_records, free some disk, or plan fewer examples (--per-case)."
+        )
+    return free
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Return a size as a person reads it."""
+    return f"{size_bytes / 1e9:.3g} GB"
+
+
 def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, Sequence[Suspicion]]) -> None:
     """Print the table of the cases, and under it why a case is suspicious."""
     rows = []
@@ -217,7 +252,7 @@ def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, S
             command.say(f"{name}: {'; '.join(doubt.message for doubt in found)}")
 
 
-def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: forecast.Forecast, free_bytes: int) -> None:
+def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecast, free_bytes: int) -> None:
     """Print what the plan decides and what the records will take."""
     patch, wanted = plan.data.patch, sampling.asked(plan.data.sampling)
     parts = ", ".join(f"{len(plan.part(part))} {part}" for part in ("train", "validation", "test"))
@@ -230,14 +265,10 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: forecas
     command.say(
         f"Examples: {expected.examples:,}; {plan.data.sampling.per_case:,} a case ({kinds}), none of test cases."
     )
-    block = plan.data.blocks
-    if block:
-        voxels = "x".join(map(str, block.samples))
-        why = "; preferred to patches, as the volumes are small" if block.preferred else ""
-        command.say(f"Blocks: {expected.blocks:,}, {block.per_case} a case, of {voxels} voxels{why}.")
-    disk, index_only, free = map(forecast.gigabytes, (expected.patch_bytes, expected.index_bytes, free_bytes))
-    minutes = max(1, round(expected.seconds / 60))
-    command.say(f"Records: {disk} on disk, about {minutes} min (estimate); index-only {index_only}. Free: {free}.")
+    command.say(
+        f"Records: {gigabytes(expected.patch_bytes)} on disk, about {max(1, round(expected.seconds / 60))} min "
+        f"(estimate); index-only {gigabytes(expected.index_bytes)}. Free: {gigabytes(free_bytes)}."
+    )
 
 
 def main(arguments: PlanArguments) -> None:
@@ -256,8 +287,8 @@ def main(arguments: PlanArguments) -> None:
         for case in pairing.pairs
     )
     plan = study.Plan(cases, data, arguments.label)
-    expected = forecast.make(plan, facts)
-    free_bytes = forecast.check_disk(arguments.work, expected)
+    expected = forecast(plan, facts)
+    free_bytes = check_disk(arguments.work, expected)
     files.write_json(path, config.to_dict(plan))
     show(plan, facts, suspicions(facts, data, {case.name: plan.volumes(case) for case in cases}))
     show_plan(plan, facts, expected, free_bytes)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
-from femur_tf.config import BlockConfig, SamplingConfig
+from femur_tf.config import SamplingConfig
 from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
 
@@ -140,31 +140,3 @@ def _box_around(mask: np.ndarray, *, spacing_mm: Triple, margin_mm: float) -> tu
         margin = int(np.ceil(margin_mm / spacing_mm[axis])) + 1
         box.append(slice(max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
     return tuple(box)
-
-
-def draw_corners(
-    mask: np.ndarray, count: int, *, block: BlockConfig, share_far: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw where blocks of a volume begin.
-
-    A block lies around a femur voxel drawn at random, with that voxel anywhere in it, or anywhere in the volume; inside
-    the volume, where it fits.
-
-    Args:
-      mask: (X, Y, Z) bool femur.
-      count: how many blocks.
-      block: what a block is.
-      share_far: share of the blocks that lie anywhere.
-      rng: the source of chance.
-
-    Returns:
-      (count, 3) int64 voxels.
-    """
-    shape, extent = np.array(mask.shape), np.array(block.extent)
-    bone = np.argwhere(mask)
-    centres = rng.random((count, 3)) * shape
-    if bone.size:
-        around = bone[rng.integers(len(bone), size=count)] + rng.uniform(-0.5, 0.5, centres.shape) * extent
-        centres = np.where(rng.random((count, 1)) < share_far, centres, around)
-    corners = np.floor(centres - extent / 2 + rng.random(centres.shape)).astype(np.int64)
-    return np.clip(corners, 0, np.maximum(0, shape - extent))

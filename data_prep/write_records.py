@@ -13,18 +13,19 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep import sampling, shards, variation
-from femur_tf import block_records, blocks, command, config, files, machine, quiet, records, study
+from data_prep import sampling, variation
+from femur_tf import command, config, files, machine, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
+
+SHARD_EXAMPLES = 9_000
+"""Examples a shard, about: at 6.5 kB an example a shard is 60 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,15 @@ def case_rng(seed: int, case: str) -> np.random.Generator:
     return np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()[:8]])
 
 
+def write_shard(path: Path, examples: list[bytes]) -> None:
+    """Write serialized examples to one TFRecord file, whole."""
+    import tensorflow as tf
+
+    with files.whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        for example in examples:
+            writer.write(example)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Copy:
     """A volume that examples are drawn from."""
@@ -82,25 +92,13 @@ def copies(plan: study.Plan, loaded: study.LoadedCase) -> Iterator[Copy]:
         yield Copy(f"{name}~{number}", varied, moved, own)
 
 
-def draw_copy(plan: study.Plan, copy: Copy, count: int, cutter: Cutter | None) -> tuple[list[bytes], np.ndarray]:
-    """Draw `count` examples of one volume; return them serialized, with the kind of each; arguments as `encode_all`."""
+def draw_copy(plan: study.Plan, copy: Copy, count: int, mode: records.Mode) -> tuple[list[bytes], np.ndarray]:
+    """Draw `count` examples of one volume; return them serialized, with the kind of each."""
     settings = dataclasses.replace(plan.data.sampling, per_case=count)
     spacing_mm = plan.data.patch.spacing_mm
     draw = sampling.draw_centres(copy.mask, spacing_mm=spacing_mm, config=settings, rng=copy.rng)
+    cutter = Cutter.of(copy.grid, plan.data.patch) if mode == "patches" else None
     return encode_all(draw, cutter, copy.name), draw.kind
-
-
-def draw_blocks(plan: study.Plan, copy: Copy, count: int, cutter: Cutter) -> list[shards.Block]:
-    """Draw `count` blocks of one volume; none where the plan has none."""
-    block = plan.data.blocks
-    if block is None:
-        return []
-    drawn = []
-    far = plan.data.sampling.share_far
-    for corner in sampling.draw_corners(copy.mask, count, block=block, share_far=far, rng=copy.rng):
-        label, planes = blocks.labels(copy.mask, block, corner), blocks.cut(cutter, block, corner)
-        drawn.append(shards.Block(block_records.encode(planes, label, corner, copy.name.encode()), label == 1))
-    return drawn
 
 
 def encode_all(draw: sampling.Draw, cutter: Cutter | None, name: str) -> list[bytes]:
@@ -139,29 +137,38 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     """
     quiet.start_tensorflow()
     folder = study.records_path(work)
-    volumes, block = plan.volumes(case), plan.data.blocks
-    counts, block_counts = (
-        [len(part) for part in np.array_split(np.arange(number), volumes)]
-        for number in (plan.data.sampling.per_case, block.per_case if block else 0)
-    )
+    counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), plan.volumes(case))]
     examples: list[bytes] = []
-    found: list[shards.Block] = []
     kinds, grids = [], []
-    for number, copy in enumerate(copies(plan, study.load_case(plan, case))):
-        cutter = Cutter.of(copy.grid, plan.data.patch)
-        drawn, kind = draw_copy(plan, copy, counts[number], cutter if mode == "patches" else None)
+    for copy, count in zip(copies(plan, study.load_case(plan, case)), counts, strict=True):
+        drawn, kind = draw_copy(plan, copy, count, mode)
         examples += drawn
         kinds.append(kind)
-        found += draw_blocks(plan, copy, block_counts[number], cutter)
         grids += [write_grid(folder, copy)] if mode == "index" else []
     order = case_rng(plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
-    of_patches = shards.write_patches(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
-    of_blocks = shards.write_blocks(folder, case.name, found, case_rng(plan.data.sampling.seed, f"{case.name} blocks"))
-    entry = records.CaseRecords(
-        case.name, case.part, of_patches, fingerprint(plan, case, mode), tuple(grids), of_blocks
-    )
-    files.write_json(_case_path(work, case), config.to_dict(entry))
-    return entry
+    shards = write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
+    written = records.CaseRecords(case.name, case.part, shards, fingerprint(plan, case, mode), tuple(grids))
+    files.write_json(_case_path(work, case), config.to_dict(written))
+    return written
+
+
+def write_shards(folder: Path, case: str, examples: list[bytes], kinds: np.ndarray) -> tuple[records.Shard, ...]:
+    """Write examples, in their order, to shards.
+
+    Args:
+      folder: of the records.
+      case: name of the case.
+      examples: serialized.
+      kinds: (N,) positions in `KINDS`.
+    """
+    total = max(1, round(len(examples) / SHARD_EXAMPLES))
+    shards = []
+    for index, part in enumerate(np.array_split(np.arange(len(examples)), total)):
+        name = records.shard_name(case, index, total)
+        write_shard(folder / name, [examples[i] for i in part])
+        counts = {kind: int((kinds[part] == number).sum()) for number, kind in enumerate(records.KINDS)}
+        shards.append(records.Shard(records.file_entry(folder, name), case, counts))
+    return tuple(shards)
 
 
 def _case_path(work: Path, case: study.Case) -> Path:
@@ -171,7 +178,7 @@ def _case_path(work: Path, case: study.Case) -> Path:
 
 def _missing(folder: Path, case: records.CaseRecords) -> list[str]:
     """Return the files of a case that are not below `folder` with their size."""
-    entries = [*(shard.file for shard in (*case.shards, *case.blocks)), *case.grids]
+    entries = [*(shard.file for shard in case.shards), *case.grids]
     there = {entry.name: folder / entry.name for entry in entries}
     return [e.name for e in entries if not there[e.name].is_file() or there[e.name].stat().st_size != e.bytes]
 
@@ -226,18 +233,6 @@ def check_disk(work: Path, patch: config.PatchConfig, examples: int, mode: recor
         )
 
 
-def end_with_parent() -> None:
-    """End this worker process as soon as the command that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def write(
     work: Path, *, mode: records.Mode = "patches", processes: int = 1, overwrite: bool = False
 ) -> records.Manifest:
@@ -266,7 +261,7 @@ def write(
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(processes, len(todo)))
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=machine.end_with_parent) as pool:
         futures = [pool.submit(write_case, work, plan, case, mode) for case in todo]
         for future in command.track(concurrent.futures.as_completed(futures), "cases", total=len(futures)):
             written = future.result()

@@ -144,25 +144,19 @@ class Checkpoint(keras.callbacks.Callback):
     """Writes the checkpoint, the history and the best model at each epoch's end, each file whole."""
 
     def __init__(
-        self,
-        folder: Path,
-        network: keras.Sequential,
-        state: State,
-        progress: Progress,
-        stopping: keras.callbacks.EarlyStopping | None,
+        self, folder: Path, state: State, progress: Progress, stopping: keras.callbacks.EarlyStopping | None
     ) -> None:
         """Keep what is saved.
 
         Args:
           folder: the run folder.
-          network: the patch network, with its optimizer: what is trained, or what a network on blocks trains.
           state: of the run, changed in place.
           progress: holds the clock.
           stopping: its counters are restored at the start; list it, as all that may stop the run, before this
             callback. None without validation, where each epoch's model is the one to keep.
         """
         super().__init__()
-        self.folder, self.network, self.state, self.progress, self.stopping = folder, network, state, progress, stopping
+        self.folder, self.state, self.progress, self.stopping = folder, state, progress, stopping
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Hand the counters of the interrupted run to `EarlyStopping`, which has just reset them."""
@@ -180,11 +174,11 @@ class Checkpoint(keras.callbacks.Callback):
             for chosen in (bundles.RECIPE, bundles.COHORT):  # for the network that is replaced
                 files.remove(self.folder / chosen)
             with files.whole(self.folder / "model.keras") as temporary:
-                self.network.save(temporary)
+                self.model.save(temporary)
         files.write_text(self.folder / "history.csv", _csv(self.state.history))
         with files.whole(checkpoint_path(self.folder, self.state.epoch)) as temporary:
             temporary.mkdir()
-            self.network.save(temporary / "model.keras")
+            self.model.save(temporary / "model.keras")
             files.write_json(temporary / "state.json", dataclasses.asdict(self.state))
         for old in checkpoints(self.folder)[:-1]:
             files.remove(old)
@@ -193,7 +187,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Bring the state to the end of an epoch."""
         state = self.state
         state.epoch, state.seconds = epoch + 1, self.progress.clock.seconds()
-        state.dropout = [[int(word) for word in chance.numpy()] for chance in dropout_states(self.network)]
+        state.dropout = [[int(word) for word in chance.numpy()] for chance in dropout_states(self.model)]
         if self.stopping is not None:
             state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
             state.best_loss = min(state.best_loss, values["val_loss"])

@@ -15,7 +15,6 @@ from femur_tf.config_json import load as load
 from femur_tf.config_json import to_dict as to_dict
 from femur_tf.errors import require
 from femur_tf.patch_config import PLANES as PLANES
-from femur_tf.patch_config import BlockConfig as BlockConfig
 from femur_tf.patch_config import PatchConfig as PatchConfig
 from femur_tf.patch_config import PlaneChoice as PlaneChoice
 from femur_tf.train_config import AugmentConfig as AugmentConfig
@@ -121,7 +120,7 @@ class ModelConfig:
     the first convolution (our choice)."""
     dropout_conv: float = 0.0
     """Dropout after each convolution block (source: 0.5)."""
-    dropout_dense: float = 0.5
+    dropout_dense: float = 0.25
     """Dropout before each Dense layer (source: 0.5)."""
     l2: float = 1e-5
     """L2 penalty on kernels (source: L2 is used; the value is our choice)."""
@@ -177,8 +176,6 @@ class DataConfig:
     normalisation: NormalisationConfig = NormalisationConfig()
     sampling: SamplingConfig = SamplingConfig()
     variation: VariationConfig = VariationConfig()
-    blocks: BlockConfig | None = None
-    """Blocks to write beside the patches; None: none."""
 
     def __post_init__(self) -> None:
         copies = self.variation.copies
@@ -195,11 +192,6 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     format_version: int = 1
-
-    def __post_init__(self) -> None:
-        on_patches = self.train.examples == "patches"
-        late = self.model.fusion == "late"
-        require(on_patches or late, self.train, "examples", "'patches' with early fusion, which has no dense form")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,54 @@
-"""Records of patches -> shuffled, augmented batches (tf.data); `femur_tf.streaming` gives their order."""
+"""Shards -> shuffled, augmented batches (tf.data).
+
+The order of work: draw the order of the shards for this pass, read sixteen of them
+in turns, shuffle the serialized examples, make batches, then parse and augment a
+whole batch at once. Every draw depends on (seed, pass) alone, so that the same seed
+gives the same order, and a training that goes on at an epoch sees what it would have
+seen. A pass holds each example once. An epoch is a pass, or a given number of steps
+that goes on in the passes where the epoch before ended.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import draws, records, streaming
+from femur_tf import draws, machine, records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
 from femur_tf.patches import Cutter
+
+AHEAD = 4
+"""Batches made ahead of the one that is asked for."""
+
+READERS = 16
+"""Shards read in turns."""
+
+SHUFFLE_BYTES = 256 * 2**20
+"""Memory of the shuffle buffer; shards are shuffled when written, so it only has to mix cases."""
+
+
+def _read(shards: list[str], seed: int, number: tf.Tensor, shuffle: int) -> tf.data.Dataset:
+    """Return the serialized examples of one pass, mixed unless `shuffle`, the buffer's length, is 0."""
+    names = tf.constant(shards)
+    if shuffle:
+        names = tf.random.experimental.stateless_shuffle(names, seed=tf.stack([tf.cast(seed, tf.int64), number]))
+    in_turns = min(READERS, len(shards))
+    dataset = tf.data.Dataset.from_tensor_slices(names).interleave(
+        tf.data.TFRecordDataset,
+        cycle_length=in_turns,
+        block_length=32,
+        num_parallel_calls=min(machine.cores(), in_turns),
+        deterministic=True,
+    )
+    # In the graph of this pass: the order would else depend on the seed of the process, too.
+    tf.random.set_seed(1)
+    return dataset.shuffle(shuffle, seed=number + seed * 100_003) if shuffle else dataset
 
 
 def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.experimental.GenericFunction:
@@ -92,17 +128,6 @@ def _rotate(patch: tf.Tensor, degrees: float, rule: PatchConfig, seed: tf.Tensor
     return tf.cast(tf.round(tf.concat(turned, axis=-1)), tf.uint8)
 
 
-def grey_tables(count: tf.Tensor, settings: AugmentConfig, seeds: list[tf.Tensor]) -> tf.Tensor:
-    """Draw what each grey value becomes in each of `count` examples, (count, 256) uint8.
-
-    A look-up of 256 values an example replaces arithmetic on each sample.
-    """
-    scale = 1 + tf.random.stateless_uniform((count, 1), seeds[0], -1, 1) * settings.intensity_scale
-    shift = 255 * tf.random.stateless_uniform((count, 1), seeds[1], -1, 1) * settings.intensity_shift
-    grey = tf.range(256, dtype=tf.float32) * scale + shift
-    return tf.cast(tf.clip_by_value(tf.round(grey), 0, 255), tf.uint8)
-
-
 def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: tf.Tensor) -> tf.Tensor:
     """Change a batch of training patches at random.
 
@@ -125,7 +150,12 @@ def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: 
         patch = tf.where(coin, flip_left_right(patch, rule), patch)
     patch = patch[:, : rule.size, : rule.size]
     if settings.intensity_scale or settings.intensity_shift:
-        patch = tf.gather(grey_tables(count, settings, seeds[2:]), tf.cast(patch, tf.int32), batch_dims=1)
+        scale = 1 + tf.random.stateless_uniform(one, seeds[2], -1, 1) * settings.intensity_scale
+        shift = 255 * tf.random.stateless_uniform(one, seeds[3], -1, 1) * settings.intensity_shift
+        grey = tf.range(256, dtype=tf.float32)[None] * scale[:, :, 0, 0] + shift[:, :, 0, 0]  # (N, 256)
+        table = tf.cast(tf.clip_by_value(tf.round(grey), 0, 255), tf.uint8)
+        # A look-up of 256 values an example replaces arithmetic on each sample.
+        patch = tf.gather(table, tf.cast(patch, tf.int32), batch_dims=1)
     return patch
 
 
@@ -145,6 +175,20 @@ def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:
     return [there.index(tower) for tower in wanted]
 
 
+def _shuffled(
+    folder: Path, manifest: records.Manifest, part: str, seed: int, *, shuffle: bool
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Return a function from the number of a pass to all serialized examples of a part, in that pass's order."""
+    names = [str(folder / shard.file.name) for shard in manifest.shards(part)]
+    held = manifest.data.patch
+    example_bytes = (held.size + 1) ** 2 * held.channels if manifest.mode == "patches" else 100
+    buffer = min(manifest.count(part), SHUFFLE_BYTES // example_bytes) if shuffle else 0
+    return lambda turn: _read(names, seed, turn, buffer)
+
+
+Finish = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
 def _finisher(
     folder: Path,
     manifest: records.Manifest,
@@ -154,7 +198,7 @@ def _finisher(
     seed: int,
     training: AugmentConfig | None,
     bone_share: float | None,
-) -> streaming.Finish:
+) -> Finish:
     """Return a function (batch's number, serialized examples, number of the pass) -> (patch, label)."""
     held = manifest.data.patch
     channels = channels_of(rule, held, str(records.manifest_path(folder)))
@@ -174,6 +218,13 @@ def _finisher(
         return patch, tf.cast(example["label"], tf.float32)[:, None]
 
     return finish
+
+
+def _options() -> tf.data.Options:
+    """Return options without tuning: its thread keeps whoever ends an iterator waiting, up to 20 s on one core."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def batches(
@@ -211,12 +262,28 @@ def batches(
     Raises:
       DataError: the records have no example of that part, or not the patches of `rule`.
     """
-    if not manifest.count(part):
+    examples = manifest.count(part)
+    if not examples:
         raise DataError(f"{folder}: expected examples of the part {part!r}. Received: none. Make a plan that has some.")
     rule = rule or manifest.data.patch
     finish = _finisher(folder, manifest, part, rule, seed=seed, training=training, bone_share=bone_share)
-    held = manifest.data.patch
-    example_bytes = (held.size + 1) ** 2 * held.channels if manifest.mode == "patches" else 100
-    source = streaming.stored(folder, [case.shards for case in manifest.cases if case.part == part], example_bytes)
-    order = {"seed": seed} if training else {"seed": None, "limit": limit}
-    return streaming.stream(source, finish, batch=batch, epochs=epochs, steps=steps, **order)
+    if limit is None or training:
+        source = _shuffled(folder, manifest, part, seed, shuffle=training is not None)
+    else:
+        chosen = draws.first_of_each_case(folder, manifest, part, limit)
+        examples = sum(count for _, count in chosen)
+
+        def source(_turn: tf.Tensor) -> tf.data.Dataset:
+            return draws.concatenated(chosen)
+
+    a_pass = -(-examples // batch)
+    start, stop = ((steps or a_pass) * number for number in (epochs.start, epochs.stop))
+
+    def one_pass(turn: tf.Tensor) -> tf.data.Dataset:
+        batched = source(turn).batch(batch).enumerate()
+        # Skipped before they are parsed: a run that goes on within a pass starts at once.
+        batched = batched.skip(tf.where(turn == start // a_pass, tf.constant(start % a_pass, tf.int64), 0))
+        return batched.map(lambda n, s: finish(n, s, turn), num_parallel_calls=machine.cores(), deterministic=True)
+
+    dataset = tf.data.Dataset.range(start // a_pass, -(-stop // a_pass)).flat_map(one_pass).take(stop - start)
+    return dataset.apply(tf.data.experimental.assert_cardinality(stop - start)).prefetch(AHEAD).with_options(_options())

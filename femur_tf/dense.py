@@ -12,9 +12,8 @@ activation, so each tower is evaluated on its own planes. The patches of a coars
 scale are the same for all voxels of a cell (`femur_tf.patches`); its towers are
 evaluated once a cell.
 
-Along an axis the first poolings may be **strided** instead, as in a patch: then every
-so many-th sample alone is computed. With all of them strided that is the first pass of
-a coarse-to-fine evaluation; training on blocks (`femur_tf.block_network`) strides some.
+Along an axis that is **strided** instead, only every `stride`-th sample is computed,
+as in a patch: the first pass of a coarse-to-fine evaluation.
 
 Giusti et al. 2013 (arXiv 1302.1700) and Li et al. 2014 (arXiv 1412.4526) describe
 the idea for one plane.
@@ -31,8 +30,8 @@ import numpy as np
 from keras import ops
 
 from femur_tf.config import PatchConfig
-from femur_tf.dense_builder import Builder, collect
-from femur_tf.dense_steps import DENSE, Length, Precision, Step, Strided, length_after, taps_apart
+from femur_tf.dense_builder import Builder
+from femur_tf.dense_steps import DENSE, Length, Precision, Step, Strided, length_after
 
 
 class Share(NamedTuple):
@@ -55,8 +54,8 @@ class DenseNetwork:
     """Units of the first Dense layer."""
     width: int
     """Channels of a tower's widest map."""
-    windows: tuple[int, ...]
-    """Of the poolings."""
+    stride: int
+    """Samples between two neighbours along a strided axis: the product of the poolings."""
     precision: Precision
     """Of the towers; their sums and the head are float32."""
     parameters: tuple[tuple[Any, ...], ...]
@@ -74,15 +73,6 @@ class DenseNetwork:
     def __post_init__(self) -> None:
         """Start without graphs: each is compiled when it is first used."""
         object.__setattr__(self, "_graphs", {})
-
-    @property
-    def stride(self) -> int:
-        """Samples between two neighbours along an axis whose poolings are all strided."""
-        return taps_apart(self.windows, 0)
-
-    def strided(self, every: int) -> int:
-        """Return how many poolings are strided where every so many-th sample is wanted, 1 or `stride`."""
-        return len(self.windows) if every > 1 else 0
 
     @property
     def fine_towers(self) -> tuple[int, ...]:
@@ -107,11 +97,11 @@ class DenseNetwork:
         Args:
           planes: (N, A + size - 1, B + size - 1) uint8, padded as `patches.padded_planes` does.
           tower: its number among the rule's towers.
-          strided: how many poolings are, along rows and columns.
+          strided: along rows and columns; a strided axis gives samples 0, stride, 2 * stride, ...
 
         Returns:
-          (N, A, B, units) float32, or ceil(A / n), ceil(B / n) where the product n of the windows of strided poolings
-          is above 1: samples 0, n, 2 n, ... The tower's share of the first Dense layer, before bias and activation.
+          (N, A, B, units) float32, or ceil(A / stride), ceil(B / stride) where strided: the tower's share of the
+          first Dense layer, before bias and activation.
         """
         graph = self._graph((strided, None), lambda images, weights, _: self.evaluate(images, weights, strided))
         return self._whole_planes(graph, planes, tower, (), strided)
@@ -163,11 +153,11 @@ class DenseNetwork:
         result = np.asarray(graph(planes, self.parameters[tower], shares))
         return result[:, : self._count(rows, strided[0]), : self._count(columns, strided[1])]
 
-    def _count(self, length: int, strided: int) -> int:
+    def _count(self, length: int, strided: bool) -> int:
         """Return how many samples are wanted of an axis of `length` padded ones."""
-        return -(-(length - self.rule.size + 1) // taps_apart(self.windows[:strided], 0))
+        return -(-(length - self.rule.size + 1) // (self.stride if strided else 1))
 
-    def short(self, length: int, strided: int) -> int:
+    def short(self, length: int, strided: bool) -> int:
         """Return by how many samples to lengthen an axis, because pooling may leave out some at its end."""
         wanted = self._count(length, strided)
         extra = 0
@@ -181,7 +171,7 @@ class DenseNetwork:
         Args:
           planes: (N, H, W) uint8, long enough for `length_after` to give the samples wanted.
           weights: the tower's `parameters`.
-          strided: how many poolings are, along rows and columns.
+          strided: along rows and columns.
 
         Returns:
           (N, H', W', units) float32; samples beyond those wanted mean nothing.
@@ -198,7 +188,7 @@ class DenseNetwork:
           planes: as for `evaluate`; None for shares alone.
           weights: as for `evaluate`.
           shares: of the other towers.
-          strided: how many poolings are, along rows and columns.
+          strided: along rows and columns.
 
         Returns:
           (N, A, B) float32 probabilities; longer where there is no share to say what is wanted.
@@ -231,34 +221,20 @@ def _compile(function: Callable[..., Any], weights: Sequence[Any], shares: int, 
     return tf.function(function, input_signature=signature, autograph=False)
 
 
-def _compiled_head(head: Callable[[Any], Any], units: int) -> Callable[[Any], Any]:
-    """Return a head as a graph, where graphs are compiled ahead."""
+def _head(functions: Sequence[Callable[[Any], Any]], units: int) -> Callable[[Any], Any]:
+    """Return the layers after the towers' sum as one function."""
+
+    def head(sums: Any) -> Any:
+        for function in functions:
+            sums = function(sums)
+        return sums[..., 0]
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         shape = (None, None, None, units)
-        compiled: Callable[[Any], Any] = tf.function(
-            head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False
-        )
-        return compiled
+        return tf.function(head, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     return head
-
-
-def _network(builder: Builder, rule: PatchConfig, head: Callable[[Any], Any], parameters: Any) -> DenseNetwork:
-    """Return what a walk has collected."""
-    return DenseNetwork(
-        rule,
-        units=builder.units,
-        width=max(builder.widest, builder.units),
-        windows=tuple(builder.windows),
-        precision=builder.precision,
-        parameters=parameters,
-        macs_per_cell=builder.macs,
-        head_macs=builder.head_macs,
-        steps=tuple(builder.steps),
-        lengths=tuple(builder.lengths),
-        head=head,
-    )
 
 
 def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "float32") -> DenseNetwork:
@@ -273,15 +249,24 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
       NotDenseError: a layer has no dense form; it is named, with what to do.
       ValueError: the model's input is not a patch of `rule`, or its output not one probability.
     """
-    builder = collect(model, rule, precision, live=False)
-    head = _compiled_head(builder.whole_head(), builder.units)
-    return _network(builder, rule, head, tuple(map(tuple, builder.parameters())))
-
-
-def live(model: keras.Sequential, rule: PatchConfig) -> tuple[DenseNetwork, Callable[[], list[list[Any]]]]:
-    """Return the dense form of a patch network to train, and what reads the parameters of each tower from it.
-
-    The form holds no parameters of its own; arguments and errors as for `convert`.
-    """
-    builder = collect(model, rule, "float32", live=True)
-    return _network(builder, rule, builder.whole_head(), ()), builder.parameters
+    expected = (rule.size, rule.size, rule.channels)
+    if tuple(model.input_shape[1:]) != expected:
+        raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
+    if tuple(model.output_shape[1:]) != (1,):
+        raise ValueError(f"Expected a model with one output a patch, (1,). Received: {model.output_shape[1:]}")
+    builder = Builder(rule, precision)
+    for layer in model.layers:
+        builder.add(layer)
+    return DenseNetwork(
+        rule,
+        units=builder.units,
+        width=max(builder.widest, builder.units),
+        stride=builder.dilation,
+        precision=precision,
+        parameters=tuple(map(tuple, builder.parameters)),
+        macs_per_cell=builder.macs,
+        head_macs=builder.head_macs,
+        steps=tuple(builder.steps),
+        lengths=tuple(builder.lengths),
+        head=_head(builder.head, builder.units),
+    )

@@ -1,15 +1,9 @@
-"""The walk over a Sequential that collects the dense form of its layers.
-
-A frozen form holds copies of the weights, for evaluation. A live one reads the layers'
-own variables whenever it is applied, and applies their dropout, for training
-(`femur_tf.block_network`).
-"""
+"""The walk over a Sequential that collects the dense form of its layers."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -22,13 +16,11 @@ from femur_tf.dense_steps import (
     Precision,
     Step,
     Strided,
-    TowerNormalisation,
     activation,
     add_bias,
     convolve,
     pool,
     refuse,
-    taps_apart,
 )
 from femur_tf.model import PlanewiseConv2D
 
@@ -49,19 +41,29 @@ def _per_channel(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - ops.convert_to_numpy(layer.moving_mean) * scale
 
 
+def _tensor(values: np.ndarray, dtype: str) -> Any:
+    """Return an array as a tensor of a dtype."""
+    return ops.cast(ops.convert_to_tensor(np.ascontiguousarray(values, np.float32)), dtype)
+
+
+class Convolved(NamedTuple):
+    """The last convolution, while nothing but max pooling stands after it."""
+
+    kernels: Sequence[np.ndarray]
+    """(k, k, I, O) float32 of each tower."""
+    biases: Sequence[np.ndarray]
+    """(O,) float32 of each tower."""
+    places: tuple[int, int]
+    """Of kernel and bias among a tower's parameters."""
+
+
 class Builder:
-    """Walks the layers of a Sequential and collects the dense form.
+    """Walks the layers of a Sequential and collects the dense form."""
 
-    Args:
-      rule: the patch rule of the network.
-      precision: of the towers.
-      live: whether gradients are wanted: parameters are read from the layers each time, and dropout is applied.
-    """
-
-    def __init__(self, rule: PatchConfig, precision: Precision, *, live: bool = False) -> None:
-        self.precision, self.live = precision, live
+    def __init__(self, rule: PatchConfig, precision: Precision) -> None:
+        self.precision = precision
         self.towers = rule.channels
-        self.windows: list[int] = []
+        self.dilation = 1
         self.side = rule.size
         self.width = self.widest = 1
         self.units = 0
@@ -69,10 +71,9 @@ class Builder:
         self.macs = self.head_macs = 0
         self.steps: list[Step] = []
         self.lengths: list[Length] = []
-        self.sources: list[tuple[Callable[[], Sequence[Any]], str]] = []
+        self.parameters: list[list[Any]] = [[] for _ in range(self.towers)]
         self.head: list[Callable[[Any], Any]] = []
-        self.convolved: tuple[int, int] | None = None
-        """Places of the kernel and the bias of the last convolution, while nothing but max pooling stands after it."""
+        self.convolved: Convolved | None = None
 
     def add(self, layer: keras.layers.Layer) -> None:
         """Add one layer.
@@ -82,11 +83,9 @@ class Builder:
         """
         if getattr(layer, "data_format", None) == "channels_first":
             raise refuse(layer, "its channels are the first axis")
-        if isinstance(layer, layers.InputLayer):
+        if isinstance(layer, layers.Dropout | layers.InputLayer):
             return
-        if isinstance(layer, layers.Dropout):
-            self._dropout(layer)
-        elif isinstance(layer, layers.Flatten):
+        if isinstance(layer, layers.Flatten):
             self.flat = True
         elif isinstance(layer, layers.Dense):
             self._dense(layer)
@@ -101,33 +100,11 @@ class Builder:
         else:
             raise refuse(layer, "it has no dense form")
 
-    def parameters(self) -> list[list[Any]]:
-        """Return the parameters of each tower: the layers' own in a live form, else copies."""
-        found: list[list[Any]] = [[] for _ in range(self.towers)]
-        for split, dtype in self.sources:
-            for parameters, value in zip(found, split(), strict=True):
-                kept = value if self.live else np.ascontiguousarray(ops.convert_to_numpy(value), np.float32)
-                parameters.append(ops.cast(ops.convert_to_tensor(kept), dtype))
-        return found
-
-    def _parameter(self, split: Callable[[], Sequence[Any]], dtype: str) -> int:
-        """Keep how to read one array a tower; return its place among the tower's parameters."""
-        self.sources.append((split, dtype))
-        return len(self.sources) - 1
-
-    def _own(self, value: Any) -> Any:
-        """Return a weight as the head reads it: the variable in a live form, else a copy."""
-        return value if self.live else ops.convert_to_numpy(value)
-
-    def _dropout(self, layer: layers.Dropout) -> None:
-        """Add dropout to a live form. Neighbours that read one sample share its fate; each alone sees plain dropout."""
-        if not self.live:
-            return
-        if self.units:
-            self.head.append(layer)
-        else:
-            self.steps.append(Step(lambda maps, parameters, strided: layer(maps)))
-            self.convolved = None
+    def _parameter(self, values: Sequence[np.ndarray], dtype: str) -> int:
+        """Keep one array a tower; return its place among the tower's parameters."""
+        for parameters, value in zip(self.parameters, values, strict=True):
+            parameters.append(_tensor(value, dtype))
+        return len(self.parameters[0]) - 1
 
     def _pointwise(self, function: Callable[[Any], Any]) -> None:
         """Add a function of each value alone."""
@@ -144,9 +121,6 @@ class Builder:
         """Add a scale and an offset a channel."""
         if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, 1 if self.flat else 3):
             raise refuse(layer, "its axis is not that of the channels")
-        if isinstance(layer, layers.BatchNormalization) and self.live:
-            self._live_normalisation(layer)
-            return
         scale, offset = (np.asarray(v, np.float32) for v in _per_channel(layer))
         if any(v.size != v.shape[-1] for v in (scale, offset)):
             raise refuse(layer, "it treats the samples of a patch differently")
@@ -156,37 +130,31 @@ class Builder:
         if self.units:
             self.head.append(lambda sums: sums * scale + offset)
             return
-        if self.convolved and not self.live and scale.min() > 0:
-            self._fold(*self.convolved, self._a_tower(scale), self._a_tower(offset))
+        scale, offset = (
+            np.broadcast_to(v, (self.towers * self.width,)).reshape(self.towers, self.width) for v in (scale, offset)
+        )
+        if self.convolved and scale.min() > 0:
+            self._fold(self.convolved, scale, offset)
             return
         self.convolved = None
-        first, second = (self._parameter(functools.partial(list, self._a_tower(v)), "float32") for v in (scale, offset))
+        first, second = (self._parameter(list(v), "float32") for v in (scale, offset))
 
         def apply(maps: Any, parameters: Sequence[Any], _strided: Strided) -> Any:
             return ops.cast(maps, "float32") * parameters[first] + parameters[second]
 
         self.steps.append(Step(apply))
 
-    def _live_normalisation(self, layer: layers.BatchNormalization) -> None:
-        """Add batch normalisation to a live form."""
-        if self.flat:
-            raise refuse(layer, "it is trained on patches only, whose statistics it takes")
-        norm = TowerNormalisation(layer, self.towers)
-        place = self._parameter(lambda: range(self.towers), "int32")
-        self.steps.append(Step(lambda maps, parameters, strided: norm(maps, parameters[place])))
-
-    def _fold(self, kernel: int, bias: int, scale: np.ndarray, offset: np.ndarray) -> None:
-        """Make a positive scale and an offset (towers, channels) part of the convolution before the max pooling.
+    def _fold(self, before: Convolved, scale: np.ndarray, offset: np.ndarray) -> None:
+        """Make a positive scale and an offset, (towers, channels), part of the convolution before the max pooling.
 
         s max(x) + o = max(s x + o) for s > 0.
         """
-        (kernels, k_dtype), (biases, b_dtype) = self.sources[kernel], self.sources[bias]
-        self.sources[kernel] = lambda: [k * s for k, s in zip(kernels(), scale, strict=True)], k_dtype
-        self.sources[bias] = lambda: [b * s + o for b, s, o in zip(biases(), scale, offset, strict=True)], b_dtype
-
-    def _a_tower(self, values: np.ndarray) -> np.ndarray:
-        """Return a scale or an offset, of all channels or (1,), as one row a tower."""
-        return np.broadcast_to(values, (self.towers * self.width,)).reshape(self.towers, self.width)
+        kernels = [kernel * s for kernel, s in zip(before.kernels, scale, strict=True)]
+        biases = [bias * s + o for bias, s, o in zip(before.biases, scale, offset, strict=True)]
+        for parameters, kernel, bias in zip(self.parameters, kernels, biases, strict=True):
+            for place, value in zip(before.places, (kernel, bias), strict=True):
+                parameters[place] = _tensor(value, self.precision)
+        self.convolved = before._replace(kernels=kernels, biases=biases)
 
     def _convolution(self, layer: keras.layers.Layer) -> None:
         """Add a dilated convolution for each tower."""
@@ -200,33 +168,31 @@ class Builder:
             plain = layer.padding == "valid" and set(layer.strides) == {1} and set(layer.dilation_rate) == {1}
             if not (square and plain):
                 raise refuse(layer, "padding, strides, dilation or kernel are not a plain `valid` convolution's")
-        side, _, _, outputs = layer.kernel.shape  # (k, k, I, towers * O)
-        bias = np.zeros(outputs, np.float32) if layer.bias is None else layer.bias
-        kernel = self._add_convolution(lambda: ops.split(layer.kernel, self.towers, axis=-1), side, layer.kernel)
-        place = self._parameter(lambda: ops.split(bias, self.towers), self.precision)
+        kernel = ops.convert_to_numpy(layer.kernel)  # (k, k, I, towers * O)
+        bias = np.zeros(kernel.shape[-1]) if layer.bias is None else ops.convert_to_numpy(layer.bias)
+        kernels, biases = np.split(kernel, self.towers, axis=-1), np.split(bias, self.towers)
+        first = self._add_convolution(kernels)
+        place = self._parameter(biases, self.precision)
         self.steps.append(Step(lambda maps, parameters, strided: add_bias(maps, parameters[place])))
-        self.convolved = kernel, place
+        self.convolved = Convolved(kernels, biases, (first, place))
         if isinstance(layer, layers.Conv2D):
             self._pointwise(activation(layer))
-        self.side -= side - 1
-        self.width = outputs // self.towers
+        self.side -= kernel.shape[0] - 1
+        self.width = kernel.shape[-1] // self.towers
         self.widest = max(self.widest, self.width)
 
-    def _add_convolution(self, kernels: Callable[[], Sequence[Any]], side: int, whole: Any) -> int:
-        """Add a convolution without bias, one kernel (side, side, I, O) a tower; `whole` holds those of all towers.
-
-        Returns the kernel's place among a tower's parameters.
-        """
+    def _add_convolution(self, kernels: Sequence[np.ndarray]) -> int:
+        """Add a convolution without bias, one kernel (k, k, I, O) a tower; return its place among the parameters."""
         place = self._parameter(kernels, self.precision)
-        windows, precision, live = tuple(self.windows), self.precision, self.live
+        dilation, precision = self.dilation, self.precision
 
         def apply(maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
-            rate = [taps_apart(windows, s) for s in strided]
-            return convolve(ops.cast(maps, precision), parameters[place], rate, live=live)
+            rate = [1 if s else dilation for s in strided]
+            return convolve(ops.cast(maps, precision), parameters[place], rate)
 
         self.steps.append(Step(apply))
-        self.lengths.append((side - 1, 0))
-        self.macs += int(np.prod(whole.shape)) // self.towers
+        self.lengths.append((kernels[0].shape[0] - 1, 1, dilation))
+        self.macs += kernels[0].size
         return place
 
     def _pooling(self, layer: keras.layers.Layer) -> None:
@@ -234,64 +200,36 @@ class Builder:
         window = layer.pool_size[0]
         if layer.padding != "valid" or set(layer.strides) != {window} or set(layer.pool_size) != {window}:
             raise refuse(layer, "its window is not square, its strides are not its window, or its padding not `valid`")
-        windows, is_max = tuple(self.windows), isinstance(layer, layers.MaxPooling2D)
+        dilation, is_max = self.dilation, isinstance(layer, layers.MaxPooling2D)
         function = ops.max_pool if is_max else ops.average_pool
         if not is_max:
             self.convolved = None
 
         def apply(maps: Any, _parameters: Sequence[Any], strided: Strided) -> Any:
-            if not windows and strided == DENSE:
+            if dilation == 1 and strided == DENSE:
                 return function(maps, window, strides=1, padding="valid")
-            every = [window if len(windows) < s else 1 for s in strided]
-            return pool(maps, window, [taps_apart(windows, s) for s in strided], every, function)
+            apart = [1 if s else dilation for s in strided]
+            every = [window if s else 1 for s in strided]
+            return pool(maps, window, apart, every, function)
 
         self.steps.append(Step(apply, is_max))
-        self.lengths.append((0, window))
-        self.windows.append(window)
+        self.lengths.append((0, window, dilation))
+        self.dilation *= window
         self.side //= window
 
     def _dense(self, layer: keras.layers.Dense) -> None:
         """Add a Dense layer: the first as a dilated convolution for each tower, later ones on each voxel."""
         if not self.flat:
             raise refuse(layer, "it stands before Flatten")
-        bias = self._own(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
+        kernel = ops.convert_to_numpy(layer.kernel)
+        bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
         if self.units:
-            kernel = self._own(layer.kernel)
             self.head.append(lambda sums: ops.matmul(sums, kernel) + bias)
-            self.head_macs += int(np.prod(kernel.shape))
+            self.head_macs += kernel.size
         else:
-            self.units = layer.units
+            self.units = kernel.shape[1]
             # Flatten has laid the maps out as (row, column, tower, channel).
-            shape = (self.side, self.side, self.towers, self.width, self.units)
-
-            def split() -> list[Any]:
-                kernel = ops.reshape(layer.kernel, shape)
-                return [kernel[:, :, tower] for tower in range(shape[2])]
-
-            self._add_convolution(split, self.side, layer.kernel)
+            split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
+            self._add_convolution([split[:, :, tower] for tower in range(self.towers)])
             self.head.append(lambda sums: sums + bias)
         self.head.append(activation(layer))
-
-    def whole_head(self) -> Callable[[Any], Any]:
-        """Return the layers after the towers' sum as one function: (..., units) -> (...)."""
-        functions = tuple(self.head)
-
-        def head(sums: Any) -> Any:
-            for function in functions:
-                sums = function(sums)
-            return sums[..., 0]
-
-        return head
-
-
-def collect(model: keras.Sequential, rule: PatchConfig, precision: Precision, *, live: bool) -> Builder:
-    """Walk the layers of a model; arguments and errors as for `dense.convert`."""
-    expected = (rule.size, rule.size, rule.channels)
-    if tuple(model.input_shape[1:]) != expected:
-        raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")
-    if tuple(model.output_shape[1:]) != (1,):
-        raise ValueError(f"Expected a model with one output a patch, (1,). Received: {model.output_shape[1:]}")
-    builder = Builder(rule, precision, live=live)
-    for layer in model.layers:
-        builder.add(layer)
-    return builder

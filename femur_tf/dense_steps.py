@@ -1,15 +1,13 @@
-"""The steps of a tower in dense form, and what they do to the length of an axis.
+"""The steps of a tower in dense form.
 
 A step takes maps (N, A, B, C) of one tower, that tower's parameters and, for rows
-and columns, how many of the poolings are strided. Up to the last strided pooling the
-layers work along that axis as they do on a patch. From there on nothing is left out:
-poolings have stride 1, and taps and windows lie as many samples apart as the product
-of the windows of the poolings since.
+and columns, whether the axis is strided. Along a dense axis taps lie `dilation`
+samples apart and nothing is left out; along a strided one the layer works as it does
+on a patch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,14 +15,15 @@ import keras
 from keras import layers, ops
 
 Precision = Literal["float32", "bfloat16"]
-Strided = tuple[int, int]
-"""For the rows and the columns of a plane: how many of the poolings, from the first on, are strided as on a patch."""
-DENSE: Strided = (0, 0)
+Strided = tuple[bool, bool]
+"""For the rows and the columns of a plane: every stride-th sample only, or all of them."""
+DENSE: Strided = (False, False)
 Apply = Callable[[Any, Sequence[Any], Strided], Any]
 """(maps (N, A, B, C) of a tower, the tower's parameters, strided) -> maps."""
 
-Length = tuple[int, int]
-"""What a step does to an axis: (taps - 1 of a convolution, 0) or (0, window of a pooling)."""
+
+Length = tuple[int, int, int]
+"""What a step does to an axis: (taps - 1 of a convolution, window of a pooling, dilation)."""
 
 ELEMENTWISE = frozenset(
     getattr(keras.activations, name)
@@ -48,27 +47,19 @@ class Step(NamedTuple):
     is_max: bool = False
 
 
-def taps_apart(windows: Sequence[int], strided: int) -> int:
-    """Return how many samples lie between two that a layer reads after poolings of these windows."""
-    return math.prod(windows[strided:])
-
-
-def length_after(lengths: Sequence[Length], length: int, strided: int) -> int:
+def length_after(lengths: Sequence[Length], length: int, strided: bool) -> int:
     """Return how many samples of an axis are left after all steps.
 
     Args:
       lengths: of the steps.
       length: samples before.
-      strided: how many of the poolings are, along this axis.
+      strided: whether the axis is.
     """
-    windows: list[int] = []
-    for taps, window in lengths:
-        dilation = taps_apart(windows, strided)
-        length -= taps * dilation
-        if window:
-            alone = len(windows) < strided
-            length = length // window if alone else (length // dilation - window + 1) * dilation
-            windows.append(window)
+    for taps, window, dilation in lengths:
+        apart = 1 if strided else dilation
+        length -= taps * apart
+        if window > 1:
+            length = length // window if strided else (length // apart - window + 1) * apart
     return length
 
 
@@ -89,20 +80,13 @@ def add_bias(maps: Any, bias: Any) -> Any:
     return maps + bias
 
 
-def convolve(maps: Any, kernel: Any, rate: Sequence[int], *, live: bool) -> Any:
+def convolve(maps: Any, kernel: Any, rate: Sequence[int]) -> Any:
     """Convolve `valid` with taps `rate` apart, (rows, columns).
 
     TensorFlow's `convolution`, which Keras calls, turns a dilated one into ordinary ones on phases in the batch and
-    back; its `conv2d` computes it as it stands and fuses bias and ReLU with it: a plane in 210 ms instead of 268. But
-    on many CPUs it has no gradient.
-
-    Args:
-      maps: (N, A, B, I).
-      kernel: (k, k, I, O).
-      rate: samples between taps.
-      live: whether a gradient is wanted.
+    back; its `conv2d` computes it as it stands and fuses bias and ReLU with it: a plane in 210 ms instead of 268.
     """
-    if keras.backend.backend() == "tensorflow" and not live:
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         return tf.nn.conv2d(maps, kernel, 1, "VALID", dilations=list(rate))
@@ -118,49 +102,6 @@ def activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:
         name = getattr(function, "__name__", type(function).__name__)
         raise refuse(layer, f"its activation {name!r} is not known to act on each value alone")
     return function
-
-
-class TowerNormalisation(layers.Layer):
-    """A layer of batch normalisation on the maps of one tower at a time: its own variables, read and kept up.
-
-    In training the statistics are those of the tower's maps, in which each sample counts once, however many patches
-    read it.
-
-    Args:
-      layer: of batch normalisation, built for the channels of all towers.
-      towers: how many share them.
-    """
-
-    def __init__(self, layer: layers.BatchNormalization, towers: int) -> None:
-        super().__init__(name=f"{layer.name}_by_tower")
-        self.layer, self.width = layer, layer.moving_mean.shape[0] // towers
-
-    def call(self, maps: Any, number: Any, training: bool | None = None) -> Any:
-        """Normalise maps (N, A, B, C) of the tower `number`, () int32."""
-        layer = self.layer
-        if training:
-            mean, variance = ops.moments(maps, axes=(0, 1, 2))
-            self._follow(layer.moving_mean, number, mean)
-            self._follow(layer.moving_variance, number, variance)
-        else:
-            mean, variance = self._part(layer.moving_mean, number), self._part(layer.moving_variance, number)
-        scale = ops.rsqrt(variance + layer.epsilon)
-        if layer.scale:
-            scale = scale * self._part(layer.gamma, number)
-        offset = -mean * scale
-        if layer.center:
-            offset = offset + self._part(layer.beta, number)
-        return maps * scale + offset
-
-    def _part(self, values: Any, number: Any) -> Any:
-        """Return a tower's part of values of all channels."""
-        return ops.slice(values, (number * self.width,), (self.width,))
-
-    def _follow(self, moving: Any, number: Any, value: Any) -> None:
-        """Move a tower's part of a moving mean towards a value."""
-        kept = self.layer.momentum
-        part = self._part(moving, number) * kept + value * (1 - kept)
-        moving.assign(ops.slice_update(moving, (number * self.width,), part))
 
 
 def pool(maps: Any, window: int, dilation: Sequence[int], stride: Sequence[int], function: Callable[..., Any]) -> Any:

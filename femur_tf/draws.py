@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from pathlib import Path
 
 import tensorflow as tf
 
+from femur_tf.records import Manifest
 
-def evenly(cases: Sequence[tuple[list[str], int]], limit: int) -> list[tuple[list[str], int]]:
-    """Return, for each case, its shards and how many examples to read of them: `limit` in all, evenly.
 
-    Args:
-      cases: of each case, its shards and how many examples they hold.
-      limit: examples in all.
-    """
+def first_of_each_case(folder: Path, manifest: Manifest, part: str, limit: int) -> list[tuple[list[str], int]]:
+    """Return, for each case, its shards and how many examples to read of them: `limit` in all, evenly."""
+    cases = [case for case in manifest.cases if case.part == part and case.shards]
     each, more = divmod(limit, len(cases))
-    return [(shards, min(each + (number < more), count)) for number, (shards, count) in enumerate(cases)]
+    return [
+        (
+            [str(folder / shard.file.name) for shard in case.shards],
+            min(each + (number < more), sum(shard.count for shard in case.shards)),
+        )
+        for number, case in enumerate(cases)
+    ]
 
 
 def concatenated(chosen: list[tuple[list[str], int]]) -> tf.data.Dataset:

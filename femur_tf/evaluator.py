@@ -142,7 +142,7 @@ class Evaluator:
         across, rows, columns = PLANE_AXES[self.network.rule.towers[tower].plane]
         (n0, n1), (a0, a1), (b0, b1) = box[across], box[rows], box[columns]
         images = self.planes[tower][n0 : n1 : every[across], a0 : a1 + less, b0 : b1 + less]
-        return images, (self.network.strided(every[rows]), self.network.strided(every[columns]))
+        return images, (every[rows] > 1, every[columns] > 1)
 
     def _batches(self, images: np.ndarray) -> list[slice]:
         """Return which images are evaluated together."""

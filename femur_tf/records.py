@@ -9,7 +9,6 @@ both modes give the same bytes.
     records/manifest.json                     what `Manifest` holds
     records/cases/NAME.json                   the part of one case, written when its shards are complete
     records/shards/NAME-00003-of-00004.tfrecord
-    records/blocks/NAME-00000-of-00002.tfrecord   blocks (`femur_tf.block_records`)
     records/grids/NAME.npy                    working grid (uint8), index mode only
 """
 
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import block_records, command, config, files, quiet
+from femur_tf import command, config, files, quiet
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,8 +68,6 @@ class CaseRecords:
     """Of all that the shards were made from; other settings or other input make another one."""
     grids: tuple[FileEntry, ...] = ()
     """The working grid and its varied copies, in index mode; `grids/NAME.npy`, where the examples' `case` is NAME."""
-    blocks: tuple[Shard, ...] = ()
-    """Shards of blocks (`femur_tf.block_records`); their examples are the voxels of the blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +87,10 @@ class Manifest:
         """Return the number of examples of one part of the split."""
         return sum(shard.count for shard in self.shards(part))
 
-    def blocks(self, part: str) -> list[Shard]:
-        """Return the shards of blocks of one part of the split."""
-        return [shard for case in self.cases if case.part == part for shard in case.blocks]
 
-    def count_blocks(self, part: str) -> int:
-        """Return the number of blocks of one part of the split."""
-        each = self.data.blocks.count if self.data.blocks else 1
-        return sum(shard.count // each for shard in self.blocks(part))
-
-
-def shard_name(case: str, index: int, total: int, folder: str = "shards") -> str:
+def shard_name(case: str, index: int, total: int) -> str:
     """Return a shard's path below the records folder, such as `shards/hip_01-00003-of-00016.tfrecord`."""
-    return f"{folder}/{case}-{index:05d}-of-{total:05d}.tfrecord"
+    return f"shards/{case}-{index:05d}-of-{total:05d}.tfrecord"
 
 
 def file_entry(records: Path, name: str) -> FileEntry:
@@ -212,29 +200,19 @@ def _first_bad_byte(path: Path) -> str:
     return f"every record can be read, up to byte {offset}"
 
 
-def _counts(batch: tf.Tensor, manifest: Manifest, *, blocks: bool) -> tuple[int, int]:
-    """Return the examples of a batch of serialized ones, and how many of them are bone."""
-    import tensorflow as tf
-
-    if blocks and manifest.data.blocks:
-        label = block_records.parse(batch, manifest.data.patch, manifest.data.blocks)["label"]
-    else:
-        label = parse(batch, manifest.data.patch, manifest.mode)["label"]
-    return int(tf.size(label)), int(tf.reduce_sum(tf.cast(label == 1, tf.int64)))
-
-
-def _check_examples(records: Path, manifest: Manifest, shard: Shard, *, blocks: bool) -> str | None:
+def _check_examples(records: Path, manifest: Manifest, shard: Shard) -> str | None:
     """Return what is wrong with the examples of a sound shard, or None."""
     import tensorflow as tf
 
     path = records / shard.file.name
-    found = np.zeros(2, int)
-    for batch in tf.data.TFRecordDataset([str(path)]).batch(64 if blocks else 2048):
+    count, bone = 0, 0
+    for batch in tf.data.TFRecordDataset([str(path)]).batch(2048):
         try:
-            found += _counts(batch, manifest, blocks=blocks)
+            example = parse(batch, manifest.data.patch, manifest.mode)
         except tf.errors.InvalidArgumentError as error:
             return f"{path}: expected examples of the record spec. Received: {error.message.splitlines()[0]}"
-    count, bone = found
+        count += len(batch)
+        bone += int(tf.reduce_sum(example["label"]))
     if (count, bone) != (shard.count, shard.examples["bone"]):
         expected = f"{shard.count} examples, {shard.examples['bone']} of them bone"
         return f"{path}: expected {expected}. Received: {count} and {bone}"
@@ -255,11 +233,11 @@ def check(records: Path) -> list[str]:
     quiet.start_tensorflow()
     problems = []
     for case in command.track(manifest.cases, "check"):
-        for shard in (*case.shards, *case.blocks):
+        for shard in case.shards:
             problem = _check_file(records, shard.file)
             if problem and (records / shard.file.name).exists():
                 problem += f"; {_first_bad_byte(records / shard.file.name)}"
-            problems.append(problem or _check_examples(records, manifest, shard, blocks=shard in case.blocks))
+            problems.append(problem or _check_examples(records, manifest, shard))
         problems += [_check_file(records, grid) for grid in case.grids]
     return [problem for problem in problems if problem]
 

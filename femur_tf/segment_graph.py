@@ -44,7 +44,7 @@ def _lattice(grid: tf.Tensor, steps: tuple[int, int, int]) -> tf.Tensor:
 def _longest_short(network: DenseNetwork) -> int:
     """Return by how many samples any plane may have to be lengthened."""
     size = network.rule.size
-    return max(network.short(length, 0) for length in range(size, size + 2 * network.stride))
+    return max(network.short(length, False) for length in range(size, size + 2 * network.stride))
 
 
 def _window(cells: tf.Tensor, axis: int, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:

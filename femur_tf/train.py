@@ -74,17 +74,7 @@ def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]
             f"Scales: those of the records, {_listed(patch.scales_mm)} mm; "
             f"the preset's, {_listed(preset.scales_mm)} mm, are not all among them."
         )
-    train = preset.train
-    if arguments.preset == "default" and data.blocks and data.blocks.preferred and not _asks_for_patches(arguments):
-        command.say("Trains on blocks: the volumes are small. To train on patches: --set train.examples=patches")
-        train = dataclasses.replace(train, examples="blocks", batch=data.blocks.count)
-    return config.to_dict(config.RunConfig(dataclasses.replace(data, patch=patch), preset.model, train))
-
-
-def _asks_for_patches(arguments: TrainArguments) -> bool:
-    """Return whether the arguments ask for what patches alone can do, or for patches."""
-    alone = ("train.examples=", "train.augment.rotation_degrees=", "model.fusion=early")
-    return bool(arguments.mined or arguments.mixed_precision) or any(s.startswith(alone) for s in arguments.set)
+    return config.to_dict(config.RunConfig(dataclasses.replace(data, patch=patch), preset.model, preset.train))
 
 
 def _listed(scales_mm: Sequence[float]) -> str:

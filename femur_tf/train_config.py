@@ -31,19 +31,16 @@ class AugmentConfig:
 class TrainConfig:
     """How the network is trained."""
 
-    examples: Literal["patches", "blocks"] = "patches"
-    """What a step reads: `patches`, drawn one by one (source); or `blocks` of voxels whose patches overlap and share
-    their work, by the dense form of the network."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """(source: SGD with momentum)"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """(source: 1e-4)"""
     momentum: float = 0.9
     """Of SGD; Adam's beta_1 otherwise (our choice)."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """`cosine` falls to a hundredth of the learning rate by the end of the run (source: constant)."""
     batch: int = 256
-    """Examples a step (source: 256); of blocks, as many as hold so many voxels, at least one."""
+    """Examples a step (source: 256)."""
     epochs: int = 62
     """Passes over the records (source: 62), or over parts of them."""
     epoch_examples: int | None = None
@@ -85,8 +82,4 @@ class TrainConfig:
         require(self.minutes is None or 0 < self.minutes < 1e6, self, "minutes", "a time in (0, 1e6) minutes")
         require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
         require(self.focal_gamma >= 1, self, "focal_gamma", "at least 1")
-        on_patches = self.examples == "patches"
-        require(on_patches or not self.mined, self, "examples", "'patches' with mined sets, which hold patches")
-        require(on_patches or not self.mixed_precision, self, "mixed_precision", "False with blocks")
-        require(on_patches or not self.augment.rotation_degrees, self.augment, "rotation_degrees", "0 with blocks")
         require(self.patience >= 1, self, "patience", "at least 1 epoch")

@@ -10,26 +10,32 @@ runs/NAME/model.keras           the epoch with the lowest validation loss; of a 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 
-from femur_tf import (
-    block_dataset,
-    command,
-    config,
-    dataset,
-    files,
-    fitting,
-    lineage,
-    machine,
-    mined_records,
-    model,
-    records,
-)
+from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
+
+ENDLESS = 100_000
+"""Epochs of a run that minutes end."""
+
+
+class Bounds(NamedTuple):
+    """How many examples a run of minutes uses at a time, at most."""
+
+    a_minute: int
+    """So many for each of its minutes: a short run has several epochs to choose from, and time left to train."""
+    at_most: int
+    """Of 61 cases, a pass over the records would take a run whole, with nothing saved."""
+
+
+EPOCH_EXAMPLES, VALIDATION_EXAMPLES = Bounds(15_000, 600_000), Bounds(3_000, 120_000)
 
 
 def _optimizer(settings: config.TrainConfig) -> keras.optimizers.Optimizer:
@@ -53,7 +59,19 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
         network = model.build(settings.model, settings.data.patch)
     finally:
         keras.config.set_dtype_policy(before)
-    fitting.compile_for(network, train, _optimizer(train))
+    focal = keras.losses.BinaryFocalCrossentropy(gamma=train.focal_gamma)
+    network.compile(
+        optimizer=_optimizer(train),
+        loss=focal if train.loss == "focal" else keras.losses.BinaryCrossentropy(),
+        metrics=[
+            keras.metrics.AUC(name="auc"),
+            keras.metrics.F1Score(threshold=0.5, average="micro", name="dice"),
+            # Comparable between losses and penalties, which `loss` is not.
+            keras.metrics.BinaryCrossentropy(name="log_loss"),
+        ],
+        # XLA trains this network three times slower than oneDNN on a CPU (docs/performance.md).
+        jit_compile="auto" if has_gpu() else False,
+    )
     return network
 
 
@@ -141,7 +159,6 @@ def announce_device() -> None:
 
 def _callbacks(
     folder: Path,
-    network: keras.Sequential,
     settings: config.TrainConfig,
     state: State,
     progress: Progress,
@@ -152,8 +169,34 @@ def _callbacks(
     """Return what happens around the epochs. The last one saves what the others decided."""
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    saved = Checkpoint(folder, network, state, progress, stopping)
+    saved = Checkpoint(folder, state, progress, stopping)
     return [progress, *([stopping] if stopping else []), board, *further, saved]
+
+
+def limited(chosen: int | None, bounds: Bounds, settings: config.TrainConfig, there: int) -> int:
+    """Return how many examples of those there are used at a time: those chosen; in a run of minutes within `bounds`."""
+    if chosen is not None or settings.minutes is None:
+        return chosen or there
+    return min(there, bounds.at_most, max(1, int(bounds.a_minute * settings.minutes)))
+
+
+def _examples(
+    folder: Path, manifest: records.Manifest, settings: config.RunConfig, epochs: range, steps: int
+) -> tuple[Any, Any]:
+    """Return the batches to train with, `steps` an epoch, and those to validate with, None without validation cases."""
+    chosen = settings.train
+    batches = functools.partial(dataset.batches, folder, manifest, batch=chosen.batch, rule=settings.data.patch)
+    drawn = batches(
+        "train",
+        seed=chosen.seed,
+        training=chosen.augment,
+        bone_share=chosen.bone_share,
+        epochs=epochs,
+        steps=steps,
+    )
+    there = manifest.count("validation")
+    limit = limited(chosen.validation_examples, VALIDATION_EXAMPLES, chosen, there)
+    return drawn, batches("validation", limit=limit if limit < there else None) if there else None
 
 
 def train(
@@ -184,8 +227,6 @@ def train(
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
     dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
-    if settings.train.examples == "blocks":
-        block_dataset.block_of(records_folder, manifest, "train")
     lineage.require_split(records_folder, manifest)
     network, state = _start(folder, settings, manifest, overwrite=overwrite)
     if state.finished:
@@ -196,22 +237,23 @@ def train(
     if announce:
         announce_device()
     chosen = settings.train
-    fit = fitting.fit_of(records_folder, manifest, network, settings, state.epoch)
-    progress = Progress(chosen, state, fit.steps)
-    validated = fit.validation is not None
+    epochs = range(state.epoch, chosen.epochs if chosen.minutes is None else ENDLESS)
+    steps = math.ceil(limited(chosen.epoch_examples, EPOCH_EXAMPLES, chosen, manifest.count("train")) / chosen.batch)
+    drawn, validation = _examples(records_folder, manifest, settings, epochs, steps)
+    progress = Progress(chosen, state, steps)
     with progress.display:
-        fit.network.fit(
-            fit.drawn,
-            validation_data=fit.validation,
-            initial_epoch=state.epoch,
-            epochs=fitting.epochs_of(chosen, state.epoch).stop,
-            steps_per_epoch=fit.steps,
+        network.fit(
+            drawn,
+            validation_data=validation,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps,
             shuffle=False,  # Keras warns otherwise; the dataset shuffles
-            class_weight=fit.class_weight,
-            callbacks=_callbacks(folder, network, chosen, state, progress, callbacks, validated=validated),
+            class_weight={0: 1.0, 1: chosen.bone_weight} if chosen.loss == "weighted" else None,
+            callbacks=_callbacks(folder, chosen, state, progress, callbacks, validated=validation is not None),
             verbose=0,
         )
-    if validated and state.waited >= chosen.patience:
+    if validation is not None and state.waited >= chosen.patience:
         _say_early(folder, chosen, state)
     return state
 

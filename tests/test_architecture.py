@@ -17,13 +17,11 @@ MAX_FUNCTION_LINES = 60
 ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
-    | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity", "blocks"},
-    {"image_io", "dicom_geometry", "records", "study", "quiet", "mined_records", "lineage", "cost"} | {"block_records"},
-    {"dataset", "draws", "model", "dense_steps", "dense", "crf", "folding", "messages", "retries"}
-    | {"dense_builder", "streaming", "block_dataset", "block_network"},
+    | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity"},
+    {"image_io", "dicom_geometry", "records", "study", "quiet", "mined_records", "lineage", "cost"},
+    {"dataset", "draws", "model", "dense_steps", "dense_builder", "dense", "crf", "folding", "messages", "retries"},
     {
         "training",
-        "fitting",
         "callbacks",
         "memory",
         "evaluator",

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from femur_tf import dataset, records, streaming
+from femur_tf import dataset, records
 from femur_tf.config import AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -228,7 +228,7 @@ def test_short_epochs_are_parts_of_one_sequence_of_passes(written, steps, batch)
 
 def test_a_small_buffer_still_gives_each_example_once(written, monkeypatch):
     whole = identities(read(written, training=OFF))
-    monkeypatch.setattr(streaming, "SHUFFLE_BYTES", 10 * 9 * 9 * 6)
+    monkeypatch.setattr(dataset, "SHUFFLE_BYTES", 10 * 9 * 9 * 6)
     small = identities(read(written, training=OFF))
     assert sorted(small) == sorted(whole)
     assert small != whole
@@ -298,7 +298,7 @@ def test_a_part_without_examples_is_refused(written):
 
 
 def test_more_shards_than_readers_are_all_read(written, monkeypatch):
-    monkeypatch.setattr(streaming, "READERS", 2)
+    monkeypatch.setattr(dataset, "READERS", 2)
     assert len(set(identities(read(written, training=OFF)))) == 180
 
 
@@ -315,5 +315,5 @@ def test_nothing_is_left_to_wait_for_when_batches_are_given_up(written):
 
 
 def test_more_cores_than_shards_read_them_all(written, monkeypatch):
-    monkeypatch.setattr(streaming.machine, "cores", lambda: 64)
+    monkeypatch.setattr(dataset.machine, "cores", lambda: 64)
     assert sum(len(label) for _, label in read(written)) == written[1].count("train")

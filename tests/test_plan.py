@@ -1,6 +1,5 @@
 """The plan command: what it writes, prints, keeps and refuses, on tiny cohorts."""
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 import pytest
 import tyro
 
-from data_prep import forecast
 from data_prep import plan as command_plan
-from data_prep.forecast import Forecast, check_disk
-from data_prep.plan import PlanArguments, main, numbers
-from femur_tf import block_records, files, study
+from data_prep.plan import Forecast, PlanArguments, check_disk, forecast, main, numbers
+from femur_tf import files, study
 from femur_tf.config import PRESETS, NormalisationConfig
 from femur_tf.errors import DataError
 
@@ -148,27 +145,25 @@ def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
         label=None,
         processes=1,
     )
-    expected = forecast.make(plan, facts)
+    expected = forecast(plan, facts)
     assert expected.examples == 400  # of four train and validation cases
-    block = plan.data.blocks
-    assert block is not None
-    assert expected.blocks == 4 * 96
-    blocks = expected.blocks * block_records.size_bytes(plan.data.patch, block)
-    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90) + blocks
+    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
     # Grids of two validation cases, and of two training cases with eleven copies each.
-    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12 + blocks
+    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12
     copied = 2 * 11 * 20 * 16 * 12
-    assert expected.seconds == pytest.approx(400 / forecast.RECORDS_PER_S + copied / forecast.VARIED_PER_S, rel=1e-9)
+    assert expected.seconds == pytest.approx(
+        400 / command_plan.RECORDS_PER_S + copied / command_plan.VARIED_PER_S, rel=1e-9
+    )
 
 
 def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_disk(tmp_path / "new" / "work", Forecast(1, 0, 1, 1, 1.0)) > 1
-    assert check_disk(tmp_path, Forecast(1, 0, 10**18, 1, 1.0)) > 1
+    assert check_disk(tmp_path / "new" / "work", Forecast(1, 1, 1, 1.0)) > 1
+    assert check_disk(tmp_path, Forecast(1, 10**18, 1, 1.0)) > 1
     assert "Pass --index-only to data_prep.write_records" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"expected 1e\+09 GB of free disk for the records, index-only"):
-        check_disk(tmp_path, Forecast(1, 0, 10**18, 10**18, 1.0))
+        check_disk(tmp_path, Forecast(1, 10**18, 10**18, 1.0))
 
 
 def test_all_problems_come_in_one_message_and_nothing_is_written(cohort: Path) -> None:
@@ -242,30 +237,3 @@ def test_a_bad_cohort_ends_with_status_2_and_no_traceback(cohort: Path) -> None:
     done = _run(str(cohort / "work"), "--images", str(cohort / "images"), "--masks", str(cohort / "masks"))
     assert done.returncode == 2
     assert "hip_03" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("shape", "spacing_mm", "apart", "samples", "preferred"),
-    [
-        ((384, 40, 384), (0.9, 5.2, 0.9), (8, 1, 8), (12, 12, 12), False),
-        ((35, 51, 35), (1.0, 1.0, 1.0), (8, 8, 8), (4, 6, 4), True),
-        ((64, 64, 65), (1.0, 1.0, 1.0), (8, 8, 8), (8, 8, 8), False),  # one voxel longer than two patches
-        ((5, 64, 64), (4.0, 0.5, 0.5), (1, 8, 8), (5, 8, 8), True),
-    ],
-)
-def test_blocks_fit_the_cohort(shape, spacing_mm, apart, samples, preferred) -> None:
-    arguments = PlanArguments(Path("work"), Path("images"), Path("masks"))
-    facts = [_facts(shape, spacing_mm)] * 3
-    found = command_plan.data_settings(arguments, facts).blocks
-    assert found is not None
-    assert (found.apart, found.samples, found.preferred) == (apart, samples, preferred)
-    assert found.per_case == 96
-    many = dataclasses.replace(arguments, copies=48)
-    assert command_plan.data_settings(many, facts).blocks.per_case == 8 * 48
-    assert command_plan.data_settings(dataclasses.replace(many, blocks=7), facts).blocks.per_case == 7
-
-
-def _facts(shape, spacing_mm) -> command_plan.cohort.Facts:
-    """Return what is measured of a case of a shape."""
-    names = {field.name for field in dataclasses.fields(command_plan.cohort.Facts)}
-    return command_plan.cohort.Facts(**dict.fromkeys(names) | {"shape": shape, "spacing_mm": spacing_mm})

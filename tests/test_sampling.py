@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from data_prep import sampling
 from data_prep.sampling import BONE, FAR, NEAR, asked, draw_centres, kinds
-from femur_tf.config import BlockConfig, SamplingConfig
+from femur_tf.config import SamplingConfig
 from femur_tf.records import KINDS
 
 
@@ -127,18 +126,3 @@ def test_a_kind_with_too_few_voxels_gives_all_and_says_how_many_miss(
     draw = draw_centres(mask, spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(0))
     assert np.bincount(draw.kind, minlength=len(KINDS)).tolist() == counts
     assert draw.short == short
-
-
-def test_blocks_lie_inside_around_bone_or_anywhere() -> None:
-    mask = np.zeros((60, 50, 40), bool)
-    mask[30, 25, 20] = True
-    block = BlockConfig(apart=(2, 2, 2), samples=(5, 5, 5))
-    around = sampling.draw_corners(mask, 200, block=block, share_far=0.0, rng=np.random.default_rng(1))
-    assert (around <= [30, 25, 20]).all() and (around + np.array(block.extent) > [29, 24, 19]).all()
-    assert np.ptp(around, axis=0).min() >= 7  # the voxel may lie anywhere in the block
-    anywhere = sampling.draw_corners(mask, 500, block=block, share_far=1.0, rng=np.random.default_rng(1))
-    assert anywhere.min() == 0 and (anywhere.max(axis=0) == np.subtract(mask.shape, block.extent)).all()
-    empty = sampling.draw_corners(mask & False, 3, block=block, share_far=0.0, rng=np.random.default_rng(1))
-    assert empty.shape == (3, 3)
-    longer = BlockConfig(apart=(30, 30, 30), samples=(5, 5, 5))
-    assert not sampling.draw_corners(mask, 9, block=longer, share_far=0.5, rng=np.random.default_rng(1)).any()

@@ -160,25 +160,3 @@ def test_each_set_counts():
     """A flag that is given again must not replace what it was given before."""
     flags = ["work", "--set", "train.batch=8", "--set", "train.learning_rate=0.1"]
     assert tyro.cli(TrainArguments, args=flags).set == ("train.batch=8", "train.learning_rate=0.1")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "examples"),
-    [
-        ({}, "blocks"),
-        ({"set": ("train.learning_rate=0.01",)}, "blocks"),
-        ({"set": ("train.examples=patches",)}, "patches"),
-        ({"set": ("model.fusion=early",)}, "patches"),
-        ({"set": ("train.augment.rotation_degrees=5",)}, "patches"),
-        ({"mined": ("set",)}, "patches"),
-        ({"mixed_precision": True}, "patches"),
-        ({"preset": "paper"}, "patches"),
-    ],
-)
-def test_small_volumes_are_trained_on_in_blocks_where_nothing_else_is_asked(arguments, examples, capsys):
-    data = dataclasses.replace(DATA, blocks=dataclasses.replace(tiny.BLOCK, preferred=True))
-    found = chosen(data, **arguments).train
-    assert found.examples == examples
-    assert ("Trains on blocks" in capsys.readouterr().out) == (examples == "blocks")
-    assert found.batch == (27 if examples == "blocks" else 256)
-    assert chosen(dataclasses.replace(DATA, blocks=tiny.BLOCK)).train.examples == "patches"

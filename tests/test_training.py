@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from femur_tf import bundle, callbacks, config, files, fitting, lineage, study, training
+from femur_tf import bundle, callbacks, config, files, lineage, study, training
 from femur_tf.callbacks import State
 from femur_tf.config import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from femur_tf.errors import DataError
@@ -288,10 +288,10 @@ def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
 
 def test_epochs_of_a_run_of_minutes_are_bounded():
     timed, short, counted = (TrainConfig(**budget) for budget in ({"minutes": 90.0}, {"minutes": 2.0}, {"epochs": 3}))
-    bounds = fitting.EPOCH_EXAMPLES
+    bounds = training.EPOCH_EXAMPLES
     for there, expected in ((2_560_000, [600_000, 30_000, 2_560_000]), (2560, [2560, 2560, 2560])):
-        assert [fitting.limited(None, bounds, each, there) for each in (timed, short, counted)] == expected
-    assert fitting.limited(200_000, fitting.VALIDATION_EXAMPLES, timed, 300_000) == 200_000
+        assert [training.limited(None, bounds, each, there) for each in (timed, short, counted)] == expected
+    assert training.limited(200_000, training.VALIDATION_EXAMPLES, timed, 300_000) == 200_000
 
 
 @pytest.mark.slow
@@ -486,59 +486,3 @@ def test_a_run_says_what_it_learns_from_and_goes_on_with_nothing_else(written, t
         training.train(written, folder, settings())
     training.train(written, folder, settings(), overwrite=True)
     assert lineage.read(folder) == found
-
-
-@pytest.fixture(scope="module")
-def on_blocks(tmp_path_factory):
-    """The records folder of a tiny study with blocks, and the settings of a run on them; not to be changed."""
-    work = tmp_path_factory.mktemp("blocks")
-    manifest = tiny.write_all(work, blocks=dataclasses.replace(tiny.BLOCK, per_case=12))
-    network = dataclasses.replace(MODEL, dropout_dense=0.3)
-    return work / "records", RunConfig(manifest.data, network, dataclasses.replace(TRAIN, examples="blocks", epochs=6))
-
-
-@pytest.mark.slow
-def test_a_run_on_blocks_learns_and_goes_on_as_if_unbroken(on_blocks, tmp_path):
-    folder, chosen = on_blocks
-    whole = training.train(folder, tmp_path / "whole", chosen)
-    assert whole.history[0]["val_auc"] < 0.8
-    assert whole.history[-1]["val_auc"] > 0.97
-    with killed_after(2), pytest.raises(Killed):
-        training.train(folder, tmp_path / "broken", chosen)
-    training.train(folder, tmp_path / "broken", chosen)
-    for one, other in zip(weights(tmp_path / "whole", 6), weights(tmp_path / "broken", 6), strict=True):
-        np.testing.assert_allclose(one, other, atol=WEIGHT_TOLERANCE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"loss": "weighted", "bone_weight": 3.0}, {"loss": "focal"}, {"bone_share": 0.4}])
-def test_losses_and_shares_of_bone_act_on_blocks(on_blocks, tmp_path, changes):
-    folder, chosen = on_blocks
-    plain, other = (
-        training.train(folder, tmp_path / name, dataclasses.replace(chosen, train=train))
-        for name, train in (
-            ("plain", dataclasses.replace(chosen.train, epochs=1)),
-            ("other", dataclasses.replace(chosen.train, epochs=1, **changes)),
-        )
-    )
-    assert plain.history[0]["loss"] != pytest.approx(other.history[0]["loss"], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("network", "changes", "message"),
-    [
-        ({"fusion": "early"}, {}, "'patches' with early fusion"),
-        ({}, {"mined": ("set",)}, "'patches' with mined sets"),
-        ({}, {"mixed_precision": True}, "False with blocks"),
-        ({}, {"augment": AugmentConfig(rotation_degrees=5.0)}, "0 with blocks"),
-    ],
-)
-def test_what_blocks_cannot_do_is_refused(network, changes, message):
-    with pytest.raises(ValueError, match=message):
-        RunConfig(model=ModelConfig(**network), train=TrainConfig(examples="blocks", **changes))
-
-
-def test_a_run_on_blocks_without_blocks_is_refused_before_anything_is_written(written, tmp_path):
-    with pytest.raises(DataError, match="expected blocks of the part 'train'"):
-        training.train(written, tmp_path / "run", settings(examples="blocks"))
-    assert not (tmp_path / "run").exists()

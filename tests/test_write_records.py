@@ -4,9 +4,6 @@ import concurrent.futures
 import dataclasses
 import os
 import shutil
-import subprocess
-import sys
-import time
 import types
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from data_prep import shards, write_records
+from data_prep import write_records
 from femur_tf import config, evaluator, files, image_io, model, predict, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -38,7 +35,7 @@ def in_threads(monkeypatch):
         "ProcessPoolExecutor",
         lambda workers, context, initializer: concurrent.futures.ThreadPoolExecutor(workers),
     )
-    monkeypatch.setattr(shards, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
+    monkeypatch.setattr(write_records, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
 
 
 def examples_of(work, manifest, part="train"):
@@ -183,35 +180,6 @@ def test_a_killed_command_goes_on_with_the_first_unfinished_case(tmp_path, in_th
     assert write_records.write(tmp_path) == manifest  # the same bytes, too: the digests agree
     changed = {name for name, time_ns in times_ns(tmp_path).items() if time_ns != before[name]}
     assert changed == {name for name in before if name.startswith("hip_02")}
-
-
-def runs(process: int) -> bool:
-    """Return whether a process runs; one that has ended may wait for somebody to ask for its status."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to see processes in")
-def test_no_process_outlives_a_killed_command():
-    code = (
-        "import concurrent.futures, multiprocessing, os, time\n"
-        "from data_prep.write_records import end_with_parent\n"
-        "context = multiprocessing.get_context('spawn')\n"
-        "pool = concurrent.futures.ProcessPoolExecutor(1, context, initializer=end_with_parent)\n"
-        "print(pool.submit(os.getpid).result(), flush=True)\n"
-        "pool.submit(time.sleep, 600).result()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
-        worker = int(command.stdout.readline())
-        assert runs(worker)
-        command.kill()
-    deadline = time.monotonic() + 60
-    while runs(worker) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not runs(worker)
 
 
 def test_a_finished_set_is_not_written_again(tmp_path, in_threads):

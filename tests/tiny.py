@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from data_prep import shards, write_records
+from data_prep import write_records
 from femur_tf import config, files, records, study
 
 SHAPE = (24, 20, 12)
@@ -18,8 +18,6 @@ RULE = config.PatchConfig(size=8, spacing_mm=SPACING_MM, scales_mm=(0.0, 3.6))
 SAMPLING = config.SamplingConfig(per_case=90, near_mm=4.0)
 PARTS: dict[str, study.Part] = {"hip_01": "train", "hip_02": "train", "hip_03": "validation", "hip_04": "test"}
 SHARD_EXAMPLES = 30
-BLOCK = config.BlockConfig(per_case=6, apart=(4, 4, 2), samples=(3, 3, 3))
-"""Blocks that fit the shape."""
 
 
 def ball(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -35,12 +33,7 @@ def scan(name: str) -> np.ndarray:
 
 
 def write_study(
-    work: Path,
-    *,
-    rule: config.PatchConfig = RULE,
-    affine: np.ndarray | None = None,
-    copies: int = 1,
-    blocks: config.BlockConfig | None = None,
+    work: Path, *, rule: config.PatchConfig = RULE, affine: np.ndarray | None = None, copies: int = 1
 ) -> study.Plan:
     """Write the scans, their masks and the plan of a study."""
     affine = np.diag([*SPACING_MM, 1.0]) if affine is None else affine
@@ -52,8 +45,7 @@ def write_study(
             nibabel.save(nibabel.Nifti1Image(data, affine), path)
         cases.append(study.Case(name, *map(str, paths), part))
     variation = config.VariationConfig(copies=copies)
-    data = config.DataConfig(patch=rule, sampling=SAMPLING, variation=variation, blocks=blocks)
-    plan = study.Plan(tuple(cases), data)
+    plan = study.Plan(tuple(cases), config.DataConfig(patch=rule, sampling=SAMPLING, variation=variation))
     files.write_json(study.plan_path(work), config.to_dict(plan))
     return plan
 
@@ -68,7 +60,7 @@ def write_its_records(work: Path, *, mode: records.Mode = "patches", **_) -> rec
     """Write the records of a study as `data_prep.write_records.write` does, without starting processes."""
     plan = study.read_plan(work)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_EXAMPLES", SHARD_EXAMPLES)
+        patch.setattr(write_records, "SHARD_EXAMPLES", SHARD_EXAMPLES)
         cases = [write_records.write_case(work, plan, case, mode) for case in plan.cases if case.part != "test"]
     manifest = records.Manifest(plan.data, mode, tuple(cases))
     files.write_json(records.manifest_path(study.records_path(work)), config.to_dict(manifest))
