@@ -120,7 +120,7 @@ class ModelConfig:
     the first convolution (our choice)."""
     dropout_conv: float = 0.0
     """Dropout after each convolution block (source: 0.5)."""
-    dropout_dense: float = 0.25
+    dropout_dense: float = 0.5
     """Dropout before each Dense layer (source: 0.5)."""
     l2: float = 1e-5
     """L2 penalty on kernels (source: L2 is used; the value is our choice)."""

@@ -126,7 +126,7 @@ def _training(data: config.DataConfig) -> list[Parameter]:
     shares = tuple(sorted([own, *(share for share in BONE_SHARES if abs(share - own) > APART)]))
     return [
         Parameter("dropout_conv", network.dropout_conv, (0.0, 0.05, 0.1, 0.2, 0.3)),
-        Parameter("dropout_dense", network.dropout_dense, (0.0, 0.1, 0.25, 0.4, 0.5, 0.6)),
+        Parameter("dropout_dense", network.dropout_dense, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
         Parameter("l2", network.l2, log_range=(1e-7, 1e-3)),
         Parameter("optimizer", train.optimizer, ("adam", "adamw", "sgd")),
         Parameter("learning_rate", train.learning_rate, log_range=(1e-4, 3e-2)),
