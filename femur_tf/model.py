@@ -1,10 +1,10 @@
 """The network: a plain `keras.Sequential` on uint8 patches, and its registered layers.
 
 Blocks of (convolution, max pooling, batch normalisation where asked for, ReLU), then
-Flatten, Dense layers and one sigmoid. ReLU stands after the pooling: max(relu(x)) = relu(max(x)), at a quarter of
-the work. With late fusion each plane of each scale (a **tower**) has convolutions of
-its own and the towers meet in the first Dense layer, which is what lets the network
-be evaluated densely (`femur_tf.dense`).
+Flatten, Dense layers and one sigmoid. ReLU stands after the pooling: max(relu(x)) =
+relu(max(x)), at a quarter of the work. With late fusion each plane of each scale (a
+**tower**) has convolutions of its own and the towers meet in the first Dense layer,
+which is what lets the network be evaluated densely (`femur_tf.dense`).
 """
 
 from __future__ import annotations
