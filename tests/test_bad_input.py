@@ -158,7 +158,9 @@ def test_a_bad_scan_gets_no_mask(run, tmp_path, model, harm, words):
 
 def test_a_mask_that_came_to_harm_after_the_plan_stops_the_records(run, cohort, monkeypatch):
     threads = concurrent.futures.ThreadPoolExecutor  # a process would import TensorFlow anew
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lambda workers, mp_context: threads(workers))
+    monkeypatch.setattr(
+        concurrent.futures, "ProcessPoolExecutor", lambda workers, context, initializer: threads(workers)
+    )
     assert run(*plan_words(cohort))[0] == 0
     for name in ("hip_01", "hip_02", "hip_03"):
         cut_short(cohort / "masks" / f"{name}.nii.gz")
