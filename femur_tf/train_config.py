@@ -63,7 +63,7 @@ class TrainConfig:
     patience: int = 8
     """Epochs without a better validation loss after which training stops (our choice)."""
     mixed_precision: bool = False
-    """Compute in float16 with float32 weights; worth it on a GPU only."""
+    """Compute with float32 weights in float16 on a GPU, in bfloat16 on a CPU; worth it where the processor has it."""
     seed: int = 2017
     mined: tuple[str, ...] = ()
     """Mined sets whose examples are read beside the records (data_prep.mine)."""

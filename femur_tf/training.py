@@ -54,7 +54,8 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
     train = settings.train
     keras.utils.set_random_seed(train.seed)
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16" if train.mixed_precision else "float32")
+    mixed = "mixed_float16" if has_gpu() else "mixed_bfloat16"
+    keras.config.set_dtype_policy(mixed if train.mixed_precision else "float32")
     try:
         network = model.build(settings.model, settings.data.patch)
     finally:

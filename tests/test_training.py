@@ -137,9 +137,11 @@ def test_the_same_seed_starts_from_the_same_weights():
     assert any((a != b).any() for a, b in zip(one, other, strict=True))
 
 
-def test_mixed_precision_computes_in_float16_and_leaves_the_process_as_it_was():
+@pytest.mark.parametrize(("gpu", "expected"), [(True, "float16"), (False, "bfloat16")])
+def test_mixed_precision_computes_in_what_the_device_has_and_leaves_the_process_as_it_was(monkeypatch, gpu, expected):
+    monkeypatch.setattr(training, "has_gpu", lambda: gpu)
     network = training.compiled(settings(mixed_precision=True))
-    assert network.layers[1].compute_dtype == "float16"
+    assert network.layers[1].compute_dtype == expected
     assert network.layers[-1].compute_dtype == "float32"
     assert all(weight.dtype == "float32" for weight in network.weights)
     assert keras.config.dtype_policy().name == "float32"
