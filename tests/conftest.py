@@ -1,5 +1,6 @@
 """Fixtures and settings that all tests share."""
 
+import concurrent.futures
 import os
 from pathlib import Path
 
@@ -21,6 +22,16 @@ hypothesis.settings.load_profile("femur_tf")
 def rng() -> np.random.Generator:
     """A seeded source of chance, new for each test. A test that trains seeds Keras itself."""
     return np.random.default_rng(2017)
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write records in threads of this process: starting one would import TensorFlow anew."""
+    monkeypatch.setattr(
+        concurrent.futures,
+        "ProcessPoolExecutor",
+        lambda workers, context, initializer: concurrent.futures.ThreadPoolExecutor(workers),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ Each row is what a user may hand in, through the edge of the real commands
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import errno
 import gzip
 import json
@@ -156,11 +155,8 @@ def test_a_bad_scan_gets_no_mask(run, tmp_path, model, harm, words):
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
-def test_a_mask_that_came_to_harm_after_the_plan_stops_the_records(run, cohort, monkeypatch):
-    threads = concurrent.futures.ThreadPoolExecutor  # a process would import TensorFlow anew
-    monkeypatch.setattr(
-        concurrent.futures, "ProcessPoolExecutor", lambda workers, context, initializer: threads(workers)
-    )
+@pytest.mark.usefixtures("in_threads")
+def test_a_mask_that_came_to_harm_after_the_plan_stops_the_records(run, cohort):
     assert run(*plan_words(cohort))[0] == 0
     for name in ("hip_01", "hip_02", "hip_03"):
         cut_short(cohort / "masks" / f"{name}.nii.gz")

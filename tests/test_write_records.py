@@ -1,6 +1,5 @@
 """Writing records: what a case gives, how a killed command goes on, and the guard of the whole design."""
 
-import concurrent.futures
 import dataclasses
 import os
 import shutil
@@ -28,13 +27,8 @@ HALF_TOLERANCE = 2**-11
 
 
 @pytest.fixture
-def in_threads(monkeypatch):
-    """Write cases in threads of this process: starting one would import TensorFlow anew."""
-    monkeypatch.setattr(
-        concurrent.futures,
-        "ProcessPoolExecutor",
-        lambda workers, context, initializer: concurrent.futures.ThreadPoolExecutor(workers),
-    )
+def in_threads(in_threads, monkeypatch):
+    """Write cases in threads of this process, in short shards."""
     monkeypatch.setattr(write_records, "SHARD_EXAMPLES", tiny.SHARD_EXAMPLES)
 
 
