@@ -2,8 +2,8 @@
 
 Example: python -m benchmarks.cross_validation work/ --minutes 10
 
-Each fold is left out once, as the test part of a study of its own (WORK/folds/): another case chooses the recipe, the
-others train. `pooled` is the Dice with a recipe and a calibration that the left-out cases of the other folds have
+Each fold is left out once, as the test part of a study of its own (WORK/folds/): of the other cases as many as a plan
+takes by default choose the recipe, and the rest trains. `pooled` is the Dice with a recipe and a calibration that the left-out cases of the other folds have
 chosen: several annotated cases in place of one, none of them the case itself, though maps of another network. Test
 cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
 """
@@ -66,7 +66,7 @@ def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.P
     for number in range(count):
         left_out = set(order[number::count])
         rest = [name for name in order if name not in left_out]
-        chosen = set(rest[: derived.validation_count(len(rest))])
+        chosen = set(rest[: split.usual_validation(len(rest))])
         parts: dict[str, study.Part] = {
             n: "test" if n in left_out else "validation" if n in chosen else "train" for n in order
         }

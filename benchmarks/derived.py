@@ -20,20 +20,8 @@ if TYPE_CHECKING:
     from femur_tf.case_maps import CaseMap
 
 PRESET = "default"
-SHARE = 6
-"""One case of so many, and at least one, serves for validation."""
 MEMORY_MB = 6000
 """For maps, in the process that has trained before and holds what that took."""
-
-
-def validation_count(cases: int) -> int:
-    """Return how many of some cases serve for validation.
-
-    Example:
-      >>> [validation_count(n) for n in (2, 3, 6, 8, 11)]
-      [1, 1, 1, 1, 2]
-    """
-    return max(1, round(cases / SHARE))
 
 
 def derive(work: Path, folder: Path, parts: Mapping[str, study.Part]) -> None:

@@ -2,8 +2,8 @@
 
 Example: python -m benchmarks.learning_curve work/ --minutes 10
 
-Each number is a study of its own (WORK/curve/), as a laboratory with so many cases would make it: one case of six, and
-at least one, chooses the recipe, the others train. All are scored on the same test cases, which choose nothing. A
+Each number is a study of its own (WORK/curve/), as a laboratory with so many cases would make it: as many of them as a
+plan takes by default choose the recipe, the others train. All are scored on the same test cases, which choose nothing. A
 table and one JSON line; a killed run goes on where it stopped.
 """
 
@@ -52,7 +52,7 @@ def parts_of(cases: Sequence[study.Case], count: int, seed: int) -> dict[str, st
             f"--cases: expected 2 to {len(order)} cases, and a test case to score. "
             f"Received: {count}, and {len(test)} test cases."
         )
-    chosen = set(order[: derived.validation_count(count)])
+    chosen = set(order[: split.usual_validation(count)])
     parts: dict[str, study.Part] = {n: "validation" if n in chosen else "train" for n in order[:count]}
     return parts | dict.fromkeys(test, "test")
 

@@ -45,7 +45,7 @@ class PlanArguments:
     """Test cases, separated by commas, each by its whole name or the number it ends with."""
     validation: int | None = None
     """Number of validation cases of a first plan, or with --new-split; by default a sixth of those that are not for the
-    test, from 2 to 12. 0 trains on all that are not for the test. Later plans keep the share."""
+    test, from 2 to 12; 1 of fewer than six. 0 trains on all that are not for the test. Later plans keep the share."""
     spacing: str | None = None
     """Working spacing X,Y,Z in mm along right, anterior, superior; by default the cohort's median."""
     label: int | None = None

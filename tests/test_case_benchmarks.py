@@ -26,8 +26,8 @@ def test_each_case_is_left_out_once():
     assert sorted(left_out) == NAMES
     for parts in found:
         assert sorted(parts) == NAMES
-        assert list(parts.values()).count("validation") == 1
-        assert list(parts.values()).count("train") >= 6
+        assert list(parts.values()).count("validation") == 2
+        assert list(parts.values()).count("train") >= 5
 
 
 @pytest.mark.parametrize("count", [1, 12])

@@ -52,7 +52,7 @@ def test_a_plan_names_each_case_with_its_files_and_part(cohort: Path) -> None:
     plan = _plan(cohort)
     assert [case.name for case in plan.cases] == [f"hip_{n:02d}" for n in range(1, 7)]
     assert [case.name for case in plan.part("test")] == ["hip_02", "hip_05"]
-    assert (len(plan.part("validation")), len(plan.part("train"))) == (2, 2)
+    assert (len(plan.part("validation")), len(plan.part("train"))) == (1, 3)
     assert plan.cases[0].image == str(cohort / "images" / "hip_01.nii")
     assert plan.data.patch.spacing_mm == (1.0, 1.0, 2.0)
     assert plan.data.patch.scales_mm == PRESETS["default"].scales_mm
@@ -84,7 +84,7 @@ def test_the_table_names_every_case_and_what_to_look_at(cohort: Path, capsys: py
     shown = capsys.readouterr().out
     assert all(f"hip_{n:02d}" in shown for n in range(1, 8))
     assert "hip_07: 2 x 1 x 2 mm is far along x from the median 1 x 1 x 2 mm: will be resampled to" in shown
-    assert "Cases: 7 (3 train, 2 validation, 2 test); 1 will be resampled." in shown
+    assert "Cases: 7 (4 train, 1 validation, 2 test); 1 will be resampled." in shown
     assert "Next: python -m data_prep.write_records" in shown
 
 
@@ -148,9 +148,9 @@ def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
     expected = forecast(plan, facts)
     assert expected.examples == 400  # of four train and validation cases
     assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
-    # Grids of two validation cases, and of two training cases with eleven copies each.
-    assert expected.index_bytes == 400 * 90 + (2 + 2 * 12) * 20 * 16 * 12
-    copied = 2 * 11 * 20 * 16 * 12
+    # Grids of one validation case, and of three training cases with eleven copies each.
+    assert expected.index_bytes == 400 * 90 + (1 + 3 * 12) * 20 * 16 * 12
+    copied = 3 * 11 * 20 * 16 * 12
     assert expected.seconds == pytest.approx(
         400 / command_plan.RECORDS_PER_S + copied / command_plan.VARIED_PER_S, rel=1e-9
     )
