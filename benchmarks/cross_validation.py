@@ -3,9 +3,9 @@
 Example: python -m benchmarks.cross_validation work/ --minutes 10
 
 Each fold is left out once, as the test part of a study of its own (WORK/folds/): of the other cases as many as a plan
-takes by default choose the recipe, and the rest trains. `pooled` is the Dice with a recipe and a calibration that the left-out cases of the other folds have
-chosen: several annotated cases in place of one, none of them the case itself, though maps of another network. Test
-cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
+takes by default choose the recipe, the rest trains. `pooled` is the Dice with a recipe and a calibration that the
+left-out cases of the other folds have chosen: more annotated cases, none of them the case itself, though maps of
+another network. Test cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations

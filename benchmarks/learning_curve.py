@@ -2,8 +2,8 @@
 
 Example: python -m benchmarks.learning_curve work/ --minutes 10
 
-Each number is a study of its own (WORK/curve/), as a laboratory with so many cases would make it: as many of them as a
-plan takes by default choose the recipe, the others train. All are scored on the same test cases, which choose nothing. A
+Each number is a study of its own (WORK/curve/), as a laboratory with so many cases would make it: as many as a plan
+takes by default choose the recipe, the others train. All are scored on the same test cases, which choose nothing. A
 table and one JSON line; a killed run goes on where it stopped.
 """
 

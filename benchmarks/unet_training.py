@@ -107,7 +107,7 @@ def train(folder: Path, plan: study.Plan, *, minutes: float, seed: int, overwrit
     files.write_json(written, settings)
     schedule = config.TrainConfig(learning_rate=LEARNING_RATE, minutes=minutes)
     progress = callbacks.Progress(schedule, state, STEPS)
-    never = keras.callbacks.EarlyStopping("val_loss", patience=ENDLESS)
+    never = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=ENDLESS)
     training, validation = (read_pairs(plan, part) for part in ("train", "validation"))
     with progress.display:
         network.fit(

@@ -52,9 +52,9 @@ def _named(text: str, names: Sequence[str]) -> str:
 def usual_validation(cases: int) -> int:
     """Return how many validation cases a first plan takes of those that are not for the test.
 
-    A sixth: two of 11, ten of 61. At least two, because a recipe chosen on one case takes over its annotator's hand, but
-    one of fewer than six, which has none to spare; at most twelve, after which more of them make choosing slow and add
-    little (our choice).
+    A sixth: two of 11, ten of 61. At least two, because a recipe chosen on one case takes over its annotator's hand,
+    but one of fewer than six, which have none to spare; at most twelve, after which more of them make choosing slow and
+    add little (our choice).
     """
     return min(12, max(2 if cases >= 6 else 1, round(cases / 6)))
 

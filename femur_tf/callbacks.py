@@ -26,9 +26,10 @@ class State:
     """Epochs completed."""
     seconds: float = 0.0
     """Training time so far, as `Clock` counts it."""
-    best_loss: float = math.inf
+    best: float | None = None
+    """What `EarlyStopping` monitors, in the best epoch so far; None before one, and without validation."""
     waited: int = 0
-    """Epochs since the validation loss was lowest."""
+    """Epochs since the best one."""
     finished: bool = False
     dropout: list[list[int]] = dataclasses.field(default_factory=list)
     """The state of chance of each Dropout layer, which a saved model leaves out."""
@@ -163,8 +164,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self.stopping is None:
             return
         self.stopping.wait = self.state.waited
-        if math.isfinite(self.state.best_loss):
-            self.stopping.best = self.state.best_loss
+        self.stopping.best = self.state.best
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Save; the checkpoint last, so that a run killed before it does the epoch again."""
@@ -189,8 +189,7 @@ class Checkpoint(keras.callbacks.Callback):
         state.epoch, state.seconds = epoch + 1, self.progress.clock.seconds()
         state.dropout = [[int(word) for word in chance.numpy()] for chance in dropout_states(self.model)]
         if self.stopping is not None:
-            state.waited = 0 if values["val_loss"] < state.best_loss else state.waited + 1
-            state.best_loss = min(state.best_loss, values["val_loss"])
+            state.best, state.waited = self.stopping.best, self.stopping.wait
         state.finished = bool(self.model.stop_training) or state.epoch >= self.params["epochs"]
         rate = float(self.model.optimizer.learning_rate)
         state.history.append({"epoch": epoch + 1, "seconds": state.seconds, "learning_rate": rate, **values})

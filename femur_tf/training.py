@@ -5,7 +5,7 @@ runs/NAME/lineage.json          the cases that it learns from
 runs/NAME/checkpoint/epoch-0007 model with optimizer state, and what else a resumed run needs
 runs/NAME/history.csv           one row an epoch
 runs/NAME/logs/                 TensorBoard
-runs/NAME/model.keras           the epoch with the lowest validation loss; of a study without validation cases, the last
+runs/NAME/model.keras           the epoch with the highest validation AUC; of a study without validation cases, the last
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
 from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
+
+AUC_THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-16, 16, 257)))).tolist())
+"""Probabilities between which ranks are told apart, an eighth of a logit from each other. Keras's own, evenly spaced in
+probability, hold most examples of a network that is sure in their first and last interval (docs/results.md)."""
 
 ENDLESS = 100_000
 """Epochs of a run that minutes end."""
@@ -65,7 +70,7 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
         optimizer=_optimizer(train),
         loss=focal if train.loss == "focal" else keras.losses.BinaryCrossentropy(),
         metrics=[
-            keras.metrics.AUC(name="auc"),
+            keras.metrics.AUC(name="auc", thresholds=AUC_THRESHOLDS),
             keras.metrics.F1Score(threshold=0.5, average="micro", name="dice"),
             # Comparable between losses and penalties, which `loss` is not.
             keras.metrics.BinaryCrossentropy(name="log_loss"),
@@ -168,7 +173,8 @@ def _callbacks(
     validated: bool,
 ) -> list[keras.callbacks.Callback]:
     """Return what happens around the epochs. The last one saves what the others decided."""
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience) if validated else None
+    # Calibration mends what the loss would count against a network too sure of itself; the AUC is blind to it.
+    stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
     saved = Checkpoint(folder, state, progress, stopping)
     return [progress, *([stopping] if stopping else []), board, *further, saved]
@@ -265,6 +271,6 @@ def _say_early(folder: Path, settings: config.TrainConfig, state: State) -> None
     if settings.minutes is not None:
         used, of = f"{state.seconds / 60:.1f} min", f"{settings.minutes:g}"
     command.say(
-        f"{folder}: stopped early, after {used} of {of}: the validation loss has not fallen for {state.waited} epochs. "
+        f"{folder}: stopped early, after {used} of {of}: the validation AUC has not risen for {state.waited} epochs. "
         f"Kept: epoch {state.epoch - state.waited}."
     )

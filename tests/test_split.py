@@ -97,7 +97,9 @@ def test_a_split_without_train_cases_is_refused(validation: int) -> None:
         first_split(NAMES, test=frozenset(NAMES[:4]), validation=validation, seed=SEED)
 
 
-@pytest.mark.parametrize(("cases", "expected"), [(2, 1), (5, 1), (6, 2), (11, 2), (15, 2), (16, 3), (61, 10), (300, 12)])
+@pytest.mark.parametrize(
+    ("cases", "expected"), [(2, 1), (5, 1), (6, 2), (11, 2), (15, 2), (16, 3), (61, 10), (300, 12)]
+)
 def test_a_first_split_takes_a_sixth_for_validation(cases: int, expected: int) -> None:
     names = [f"c{number}" for number in range(cases + 4)]
     parts = first_split(names, test=frozenset(names[:4]), validation=None, seed=SEED)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from sklearn.metrics import roc_auc_score
 
 from femur_tf import bundle, callbacks, config, files, lineage, study, training
 from femur_tf.callbacks import State
@@ -176,13 +177,25 @@ def test_the_history_has_a_row_an_epoch(uninterrupted):
     assert [float(row["val_loss"]) for row in found] == [row["val_loss"] for row in state.history]
 
 
-def test_the_best_model_is_that_of_the_lowest_validation_loss(uninterrupted, written):
+def test_the_best_model_is_that_of_the_highest_validation_auc(uninterrupted, written):
     folder, state = uninterrupted
-    assert state.best_loss == min(row["val_loss"] for row in state.history)
+    assert state.best == max(row["val_auc"] for row in state.history)
     best = keras.saving.load_model(folder / "model.keras")
     manifest = training.records.read_manifest(written)
     batches = training.dataset.batches(written, manifest, "validation", batch=64)
-    assert best.evaluate(batches, return_dict=True, verbose=0)["loss"] == pytest.approx(state.best_loss, abs=1e-5)
+    assert best.evaluate(batches, return_dict=True, verbose=0)["auc"] == pytest.approx(state.best, abs=1e-5)
+
+
+def test_the_auc_tells_ranks_apart_where_a_network_is_sure():
+    rng = np.random.default_rng(0)
+    truth = rng.random(20_000) < 0.4
+    logit = 30 * (truth - 0.5) + rng.normal(0, 10, truth.size)
+    measure = training.compiled(settings(seed=1))
+    measure.evaluate(np.zeros((1, 8, 8, 6), np.uint8), np.zeros((1, 1)), verbose=0)  # builds the metrics
+    found = next(one for one in measure.metrics[-1].metrics if one.name == "auc")
+    found.reset_state()
+    found.update_state(truth[:, None].astype(np.float32), (1 / (1 + np.exp(-logit)))[:, None].astype(np.float32))
+    assert float(found.result()) == pytest.approx(roc_auc_score(truth, logit), abs=1e-3)
 
 
 @pytest.mark.slow
@@ -280,7 +293,7 @@ def test_a_study_without_validation_cases_keeps_the_last_epoch(tmp_path):
     with killed_after(1), pytest.raises(Killed):
         training.train(tmp_path / "records", run, settings(epochs=3))
     state = training.train(tmp_path / "records", run, settings(epochs=3))
-    assert (state.finished, state.epoch, state.best_loss) == (True, 3, math.inf)
+    assert (state.finished, state.epoch, state.best) == (True, 3, None)
     assert not any(name.startswith("val_") for row in state.history for name in row)
     kept = keras.saving.load_model(run / "model.keras").get_weights()
     last = keras.saving.load_model(callbacks.checkpoint_path(run, 3) / "model.keras").get_weights()
@@ -298,7 +311,7 @@ def test_epochs_of_a_run_of_minutes_are_bounded():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "used"), [({"epochs": 50}, "epochs of 50"), ({"minutes": 9.0}, "min of 9")])
-def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_path, capsys, budget, used):
+def test_training_stops_when_the_validation_auc_has_not_risen(written, tmp_path, capsys, budget, used):
     still = {"learning_rate": 1e-12, "patience": 2, "optimizer": "sgd", "schedule": "constant"}
     state = training.train(written, tmp_path / "run", settings(**still, **budget))
     assert state.finished
@@ -306,7 +319,7 @@ def test_training_stops_when_the_validation_loss_has_not_fallen(written, tmp_pat
     assert state.epoch < 10
     shown = " ".join(capsys.readouterr().out.split())
     assert "stopped early" in shown
-    assert f"{used}: the validation loss has not fallen for 2 epochs. Kept: epoch {state.epoch - 2}." in shown
+    assert f"{used}: the validation AUC has not risen for 2 epochs. Kept: epoch {state.epoch - 2}." in shown
 
 
 @pytest.mark.slow
@@ -349,7 +362,8 @@ def test_further_callbacks_act_before_the_checkpoint_is_written(written, tmp_pat
 )
 def test_other_losses_and_precision_train(written, tmp_path, changes):
     state = training.train(written, tmp_path / "run", settings(epochs=1, **changes))
-    assert math.isfinite(state.best_loss)
+    assert math.isfinite(state.history[0]["loss"])
+    assert state.best == state.history[0]["val_auc"]
 
 
 @pytest.mark.slow
@@ -470,7 +484,7 @@ def test_another_network_has_no_recipe_yet(written, tmp_path):
     for name in (bundle.RECIPE, bundle.COHORT):
         (folder / name).write_text("{}")
     state = training.train(written, folder, settings())
-    improved = state.history[-1]["val_loss"] < state.history[0]["val_loss"]
+    improved = state.history[-1]["val_auc"] > state.history[0]["val_auc"]
     assert improved and not (folder / bundle.RECIPE).exists() and not (folder / bundle.COHORT).exists()
 
 

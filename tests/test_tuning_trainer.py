@@ -91,8 +91,10 @@ def test_a_trial_knows_what_it_took_and_what_it_trained(done):
 
 
 def test_the_score_is_that_of_the_kept_epoch(done):
-    state = callbacks.State(history=[{"val_loss": 2.0, "val_auc": 0.9}, {"val_loss": 1.0, "val_auc": 0.8}])
-    assert scoring.score("val_auc", state, lambda: math.nan) == 0.8
+    rows = [{"val_log_loss": 2.0, "val_auc": 0.9}, {"val_log_loss": 1.0, "val_auc": 0.8}]
+    state = callbacks.State(history=rows)
+    assert scoring.score("val_auc", state, lambda: math.nan) == 0.9
+    assert scoring.score("val_loss", state, lambda: math.nan) == 2.0
     assert scoring.score("dice", state, lambda: 0.7) == 0.7
 
 

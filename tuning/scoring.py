@@ -15,8 +15,8 @@ from tuning.trials import Objective
 
 
 def kept_epoch(state: State) -> dict[str, float]:
-    """Return the history's row of the epoch whose model was kept: that of the lowest validation loss."""
-    return min(state.history, key=lambda row: row["val_loss"])
+    """Return the history's row of the epoch whose model was kept: that of the highest validation AUC."""
+    return max(state.history, key=lambda row: row["val_auc"])
 
 
 @functools.cache
