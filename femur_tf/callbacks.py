@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from femur_tf import bundle as bundles
-from femur_tf import command, config, files, machine
+from femur_tf import command, config, files, machine, model
 
 FINAL_SHARE = 0.01
 """Of the learning rate, reached at the end of a cosine schedule."""
@@ -43,7 +43,7 @@ def has_gpu() -> bool:
 
 def dropout_states(network: keras.Sequential) -> list[keras.Variable]:
     """Return the state of chance of each Dropout layer, (2,) uint32, which goes on at every step."""
-    return [layer.seed_generator.state for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    return [layer.seed_generator.state for layer in model.layers_of(network) if isinstance(layer, keras.layers.Dropout)]
 
 
 class Clock:

@@ -115,6 +115,10 @@ class ModelConfig:
     batch_norm: bool = False
     """Batch normalisation (Ioffe and Szegedy 2015) after each pooling; at segmentation it is part of the convolution
     (our choice; the source has none)."""
+    centre: int = 0
+    """Side of a window of the first convolution's maps about the patch's centre that the first Dense layer sees beside
+    what is pooled, without dropout; 0: none. Pooling blurs where a surface runs, to a voxel (our choice; after the skip
+    connections of Ronneberger et al. 2015)."""
     fusion: Literal["late", "early"] = "late"
     """`late` keeps planes and scales apart up to the Dense layers, and can be evaluated densely; `early` mixes them in
     the first convolution (our choice)."""
@@ -132,6 +136,8 @@ class ModelConfig:
         require(self.kernel >= 1, self, "kernel", "at least 1")
         require(self.pool >= 1, self, "pool", "at least 1")
         require(all(d >= 1 for d in self.dense), self, "dense", "widths of at least 1")
+        odd = self.centre % 2 == 1
+        require(self.centre == 0 or (self.centre > 0 and odd), self, "centre", "0, or an odd number of samples")
         require(self.fusion in ("late", "early"), self, "fusion", "'late' or 'early'")
         require(0 <= self.dropout_conv < 1, self, "dropout_conv", "a rate in [0, 1)")
         require(0 <= self.dropout_dense < 1, self, "dropout_dense", "a rate in [0, 1)")
@@ -249,7 +255,9 @@ PRESETS = {
         ),
         scales_mm=(0.0,),
     ),
-    "default": Preset(ModelConfig(batch_norm=True), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")),
+    "default": Preset(
+        ModelConfig(batch_norm=True, centre=3), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")
+    ),
 }
 """`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
 best measured (docs/results.md)."""

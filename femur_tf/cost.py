@@ -33,6 +33,22 @@ def map_sizes(network: ModelConfig, size: int) -> list[int]:
     return sides
 
 
+def centre_start(network: ModelConfig, size: int) -> int:
+    """Return the first row, and column, of the window that `network.centre` takes of the first convolution's maps.
+
+    Raises:
+      DataError: the window is larger than the maps.
+    """
+    taps = network.kernel - 1
+    start = size // 2 - taps // 2 - network.centre // 2
+    if start < 0 or start + network.centre > size - taps:
+        raise DataError(
+            f"Expected a centre within the maps of the first convolution, {size - taps} x {size - taps}, about the "
+            f"patch's. Received: model.centre={network.centre}. Use a smaller one."
+        )
+    return start
+
+
 def _convolutions(network: ModelConfig) -> list[int]:
     """Return the size of each convolution's kernel in one tower: what it costs at each place."""
     inputs = (1, *network.filters)
@@ -42,7 +58,8 @@ def _convolutions(network: ModelConfig) -> list[int]:
 def _dense(network: ModelConfig, size: int) -> tuple[int, int]:
     """Return the cost of one tower's share of the first Dense layer, and of all later layers at one voxel."""
     units = (*network.dense, 1)
-    first = map_sizes(network, size)[-1] ** 2 * network.filters[-1] * units[0]
+    pooled = map_sizes(network, size)[-1] ** 2 * network.filters[-1]
+    first = (pooled + network.centre**2 * network.filters[0]) * units[0]
     return first, sum(i * o for i, o in itertools.pairwise(units))
 
 

@@ -31,7 +31,7 @@ from keras import ops
 
 from femur_tf.config import PatchConfig
 from femur_tf.dense_builder import Builder
-from femur_tf.dense_steps import DENSE, Length, Precision, Step, Strided, length_after
+from femur_tf.dense_steps import DENSE, Aside, Length, Precision, Step, Strided, length_after
 
 
 class Share(NamedTuple):
@@ -67,6 +67,8 @@ class DenseNetwork:
     steps: tuple[Step, ...]
     lengths: tuple[Length, ...]
     """What the steps do to the length of an axis."""
+    aside: Aside | None
+    """What the centre of the first maps gives beside the steps; None for a network without."""
     head: Callable[[Any], Any]
     """(..., units) sums over all towers -> (...) float32 probabilities."""
 
@@ -177,9 +179,16 @@ class DenseNetwork:
           (N, H', W', units) float32; samples beyond those wanted mean nothing.
         """
         maps = ops.cast(planes, "float32")[..., None]  # (N, A + size - 1, B + size - 1, 1)
-        for step in self.steps:
+        beside = None
+        for number, step in enumerate(self.steps):
+            if self.aside and number == self.aside.before:
+                beside = self.aside.apply(maps, weights, strided)
             maps = step.apply(maps, weights, strided)
-        return ops.cast(maps, "float32")
+        maps = ops.cast(maps, "float32")
+        if beside is None:
+            return maps
+        _, rows, columns, _ = ops.shape(maps)
+        return maps + ops.cast(beside[:, :rows, :columns], "float32")
 
     def finish(self, planes: Any, weights: Sequence[Any], shares: Sequence[Share], strided: Strided = DENSE) -> Any:
         """Apply the steps of a tower, add shares, and apply the last layers; works inside a graph.
@@ -268,5 +277,6 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
         head_macs=builder.head_macs,
         steps=tuple(builder.steps),
         lengths=tuple(builder.lengths),
+        aside=builder.aside,
         head=_head(builder.head, builder.units),
     )

@@ -12,6 +12,7 @@ from keras import layers, ops
 from femur_tf.config import PatchConfig
 from femur_tf.dense_steps import (
     DENSE,
+    Aside,
     Length,
     Precision,
     Step,
@@ -22,7 +23,7 @@ from femur_tf.dense_steps import (
     pool,
     refuse,
 )
-from femur_tf.model import PlanewiseConv2D
+from femur_tf.model import PlanewiseConv2D, WithCentre
 
 
 def _per_channel(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +58,20 @@ class Convolved(NamedTuple):
     """Of kernel and bias among a tower's parameters."""
 
 
+class Centre(NamedTuple):
+    """A centre that is kept beside the pooled maps, until the first Dense layer says what is made of it."""
+
+    layer: WithCentre
+    before: int
+    """The step that it stands before."""
+    width: int
+    """Channels of a tower's maps there."""
+    folds: list[tuple[np.ndarray, np.ndarray]]
+    """Scales and offsets that have become part of the convolution before it; those of layers after it join them."""
+    known: int
+    """How many stood there when the centre was met: the centre sees them, and undoes those that follow."""
+
+
 class Builder:
     """Walks the layers of a Sequential and collects the dense form."""
 
@@ -74,6 +89,9 @@ class Builder:
         self.parameters: list[list[Any]] = [[] for _ in range(self.towers)]
         self.head: list[Callable[[Any], Any]] = []
         self.convolved: Convolved | None = None
+        self.folds: list[tuple[np.ndarray, np.ndarray]] = []
+        self.centre: Centre | None = None
+        self.aside: Aside | None = None
 
     def add(self, layer: keras.layers.Layer) -> None:
         """Add one layer.
@@ -95,6 +113,8 @@ class Builder:
             self._scale(layer)
         elif isinstance(layer, PlanewiseConv2D | layers.Conv2D):
             self._convolution(layer)
+        elif isinstance(layer, WithCentre):
+            self._with_centre(layer)
         elif isinstance(layer, layers.MaxPooling2D | layers.AveragePooling2D):
             self._pooling(layer)
         else:
@@ -155,6 +175,44 @@ class Builder:
             for place, value in zip(before.places, (kernel, bias), strict=True):
                 parameters[place] = _tensor(value, self.precision)
         self.convolved = before._replace(kernels=kernels, biases=biases)
+        self.folds.append((scale, offset))
+
+    def _with_centre(self, layer: WithCentre) -> None:
+        """Note the centre, and add the layers that pool."""
+        if self.centre or self.flat or self.dilation != 1:
+            raise refuse(layer, "it stands behind a pooling")
+        self.centre = Centre(layer, len(self.steps), self.width, self.folds, len(self.folds))
+        for inner in layer.pooled.layers:
+            self.add(inner)
+
+    def _add_aside(self, centre: Centre, kernel: np.ndarray) -> None:
+        """Add what the first Dense layer makes of the centre: kernel (window^2 * towers * channels, units)."""
+        scale, offset = np.ones((self.towers, centre.width), np.float32), np.zeros((self.towers, centre.width))
+        for s, o in reversed(centre.folds[centre.known :]):  # undone, the last one first
+            scale, offset = scale / s, offset - scale * o / s
+        functions: list[Callable[[Any], Any]] = []
+        for layer in centre.layer.centre.layers:
+            if isinstance(layer, layers.BatchNormalization) and not functions:
+                s, o = (np.asarray(v, np.float32).reshape(self.towers, -1) for v in _per_channel(layer))
+                scale, offset = scale * s, offset * s + o
+            elif isinstance(layer, layers.Activation | layers.ReLU | layers.LeakyReLU):
+                functions.append(activation(layer))
+            else:
+                raise refuse(layer, "it stands in a centre, which may have a batch normalisation, then activations")
+        first, second = (self._parameter(list(v), "float32") for v in (scale, offset))
+
+        def normalise(maps: Any, parameters: Sequence[Any]) -> Any:
+            maps = ops.cast(maps, "float32") * parameters[first] + parameters[second]
+            for function in functions:
+                maps = function(maps)
+            return maps
+
+        window = centre.layer.window
+        split = kernel.reshape(window, window, self.towers, centre.width, self.units)
+        place = self._parameter([split[:, :, tower] for tower in range(self.towers)], self.precision)
+        self.macs += window**2 * centre.width * self.units
+        start = centre.layer.start
+        self.aside = Aside(centre.before, start, normalise, place, self.precision, self.dilation)
 
     def _convolution(self, layer: keras.layers.Layer) -> None:
         """Add a dilated convolution for each tower."""
@@ -171,6 +229,7 @@ class Builder:
         kernel = ops.convert_to_numpy(layer.kernel)  # (k, k, I, towers * O)
         bias = np.zeros(kernel.shape[-1]) if layer.bias is None else ops.convert_to_numpy(layer.bias)
         kernels, biases = np.split(kernel, self.towers, axis=-1), np.split(bias, self.towers)
+        self.folds = []
         first = self._add_convolution(kernels)
         place = self._parameter(biases, self.precision)
         self.steps.append(Step(lambda maps, parameters, strided: add_bias(maps, parameters[place])))
@@ -229,7 +288,10 @@ class Builder:
         else:
             self.units = kernel.shape[1]
             # Flatten has laid the maps out as (row, column, tower, channel).
-            split = kernel.reshape(self.side, self.side, self.towers, self.width, self.units)
+            pooled = self.side**2 * self.towers * self.width
+            if self.centre:
+                self._add_aside(self.centre, kernel[pooled:])
+            split = kernel[:pooled].reshape(self.side, self.side, self.towers, self.width, self.units)
             self._add_convolution([split[:, :, tower] for tower in range(self.towers)])
             self.head.append(lambda sums: sums + bias)
         self.head.append(activation(layer))

@@ -47,6 +47,28 @@ class Step(NamedTuple):
     is_max: bool = False
 
 
+class Aside(NamedTuple):
+    """What the centre of a tower's maps gives to the first Dense layer, beside the steps that pool (`WithCentre`)."""
+
+    before: int
+    """It takes the maps that this step gets."""
+    start: int
+    """Of the window, counted from the first sample of the maps that a patch has there."""
+    normalise: Callable[[Any, Sequence[Any]], Any]
+    """(maps, the tower's parameters) -> maps, sample by sample."""
+    kernel: int
+    """The window's (k, k, C, units) among the tower's parameters."""
+    precision: Precision
+    stride: int
+    """Between samples of a strided axis: the product of the poolings."""
+
+    def apply(self, maps: Any, parameters: Sequence[Any], strided: Strided) -> Any:
+        """Return (N, A', B', units), at least as long as what the steps give."""
+        maps = self.normalise(maps[:, self.start :, self.start :], parameters)
+        every = [self.stride if s else 1 for s in strided]
+        return convolve(ops.cast(maps, self.precision), parameters[self.kernel], (1, 1), every)
+
+
 def length_after(lengths: Sequence[Length], length: int, strided: bool) -> int:
     """Return how many samples of an axis are left after all steps.
 
@@ -80,8 +102,8 @@ def add_bias(maps: Any, bias: Any) -> Any:
     return maps + bias
 
 
-def convolve(maps: Any, kernel: Any, rate: Sequence[int]) -> Any:
-    """Convolve `valid` with taps `rate` apart, (rows, columns).
+def convolve(maps: Any, kernel: Any, rate: Sequence[int], every: Sequence[int] = (1, 1)) -> Any:
+    """Convolve `valid` with taps `rate` apart, (rows, columns), at one sample in `every`.
 
     TensorFlow's `convolution`, which Keras calls, turns a dilated one into ordinary ones on phases in the batch and
     back; its `conv2d` computes it as it stands and fuses bias and ReLU with it: a plane in 210 ms instead of 268.
@@ -89,8 +111,8 @@ def convolve(maps: Any, kernel: Any, rate: Sequence[int]) -> Any:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.nn.conv2d(maps, kernel, 1, "VALID", dilations=list(rate))
-    return ops.conv(maps, kernel, padding="valid", dilation_rate=tuple(rate))
+        return tf.nn.conv2d(maps, kernel, list(every), "VALID", dilations=list(rate))
+    return ops.conv(maps, kernel, strides=tuple(every), padding="valid", dilation_rate=tuple(rate))
 
 
 def activation(layer: keras.layers.Layer) -> Callable[[Any], Any]:

@@ -144,6 +144,8 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int)
     free = max_memory_mb * MEGABYTE - base
     # The sums of the first Dense layer are float32, whatever the towers compute in.
     map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)
+    # Those of a centre are alive while the steps beside it are computed: once, not `LIVE_MAPS` times.
+    map_bytes += 4 * network.units // LIVE_MAPS if network.aside else 0
     steps = network.rule.common_step
     batch = min(BATCH_BYTES, max(0, free) // (4 * LIVE_MAPS))
     whole = [-(-n // step) * step for n, step in zip(shape, steps, strict=True)]

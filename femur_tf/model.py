@@ -4,7 +4,8 @@ Blocks of (convolution, max pooling, batch normalisation where asked for, ReLU),
 Flatten, Dense layers and one sigmoid. ReLU stands after the pooling: max(relu(x)) =
 relu(max(x)), at a quarter of the work. With late fusion each plane of each scale (a
 **tower**) has convolutions of its own and the towers meet in the first Dense layer,
-which is what lets the network be evaluated densely (`femur_tf.dense`).
+which is what lets the network be evaluated densely (`femur_tf.dense`). Where asked for, the first Dense layer sees the
+centre of the first convolution's maps, too (`WithCentre`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import keras
 from keras import ops
 
 from femur_tf.config import ModelConfig, PatchConfig
+from femur_tf.cost import centre_start
 from femur_tf.cost import map_sizes as map_sizes
 
 BATCH_NORM_MOMENTUM = 0.95
@@ -99,6 +101,63 @@ class PlanewiseConv2D(keras.layers.Layer):
         return {**super().get_config(), **own, "bias": self.initial_bias, "l2": self.l2}
 
 
+@keras.saving.register_keras_serializable(package="femur_tf")
+class WithCentre(keras.layers.Layer):
+    """Layers that pool their input, and beside what they give a window of the input as it is.
+
+    Input (N, H, W, C); output (N, P + window * window * C), the output of `pooled`, flat, then that of `centre`, flat.
+
+    Args:
+      pooled: (N, H, W, C) -> (N, P), ends with Flatten; a Dropout may follow.
+      centre: (N, window, window, C) -> the same shape, sample by sample: normalisation and activation.
+      window: side.
+      start: first row and column of the window.
+    """
+
+    def __init__(
+        self, pooled: keras.Sequential, centre: keras.Sequential, window: int, start: int, **options: Any
+    ) -> None:
+        """Keep layers and place."""
+        super().__init__(**options)
+        self.pooled, self.centre, self.window, self.start = pooled, centre, window, start
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Build the layers."""
+        self.pooled.build(input_shape)
+        self.centre.build((input_shape[0], self.window, self.window, input_shape[-1]))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Apply both, and join what they give."""
+        within = slice(self.start, self.start + self.window)
+        centre = self.centre(inputs[:, within, within], training=training)
+        size = self.window**2 * inputs.shape[-1]
+        return ops.concatenate([self.pooled(inputs, training=training), ops.reshape(centre, (-1, size))], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the output's shape."""
+        pooled = self.pooled.compute_output_shape(input_shape)
+        return (input_shape[0], pooled[-1] + self.window**2 * (input_shape[-1] or 0))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` takes."""
+        layers = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("pooled", "centre")}
+        return {**super().get_config(), **layers, "window": self.window, "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WithCentre:
+        """Return the layer of a config."""
+        layers = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("pooled", "centre")}
+        return cls(**{**config, **layers})
+
+
+def layers_of(network: keras.Sequential) -> list[keras.layers.Layer]:
+    """Return the layers of a network, those within `WithCentre` in its place."""
+    found = []
+    for layer in network.layers:
+        found += [*layer.pooled.layers, *layer.centre.layers] if isinstance(layer, WithCentre) else [layer]
+    return found
+
+
 def _convolution(network: ModelConfig, filters: int, towers: int) -> keras.layers.Layer:
     """Return the convolution of one block; batch normalisation has a bias of its own."""
     biased = not network.batch_norm
@@ -128,6 +187,29 @@ def _weights(network: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _pooled(network: ModelConfig, rule: PatchConfig) -> list[keras.layers.Layer]:
+    """Return the blocks, Flatten, and the dropout before the first Dense layer."""
+    result: list[keras.layers.Layer] = []
+    for filters in network.filters:
+        result += [_convolution(network, filters, rule.channels), keras.layers.MaxPooling2D(network.pool)]
+        if network.batch_norm:
+            result.append(_batch_norm(network))
+        result.append(keras.layers.Activation("relu"))
+        if network.dropout_conv:
+            result.append(keras.layers.Dropout(network.dropout_conv))
+    result.append(keras.layers.Flatten())
+    if network.dropout_dense and network.dense:
+        result.append(keras.layers.Dropout(network.dropout_dense))
+    return result
+
+
+def _with_centre(network: ModelConfig, rule: PatchConfig, pooled: list[keras.layers.Layer]) -> WithCentre:
+    """Return what follows the first convolution up to the first Dense layer, with the centre beside it."""
+    centre = [*([_batch_norm(network)] if network.batch_norm else []), keras.layers.Activation("relu")]
+    start = centre_start(network, rule.size)
+    return WithCentre(keras.Sequential(pooled), keras.Sequential(centre), network.centre, start, name="with_centre")
+
+
 def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
     """Build the untrained network.
 
@@ -139,27 +221,20 @@ def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
       A model (N, size, size, channels) uint8 -> (N, 1) float32, the probability that the centre is bone.
 
     Raises:
-      DataError: the blocks leave less than 1 x 1 of a patch.
+      DataError: the blocks leave less than 1 x 1 of a patch, or the centre is larger than the first maps.
     """
     map_sizes(network, rule.size)
     model = keras.Sequential(name="femur_tf")
     model.add(keras.Input((rule.size, rule.size, rule.channels), dtype="uint8", name="patch"))
     model.add(keras.layers.Rescaling(1 / 255))
-    for filters in network.filters:
-        model.add(_convolution(network, filters, rule.channels))
-        model.add(keras.layers.MaxPooling2D(network.pool))
-        if network.batch_norm:
-            model.add(_batch_norm(network))
-        model.add(keras.layers.Activation("relu"))
-        if network.dropout_conv:
-            model.add(keras.layers.Dropout(network.dropout_conv))
-    model.add(keras.layers.Flatten())
+    first, *pooled = _pooled(network, rule)
+    model.add(first)
+    for layer in [_with_centre(network, rule, pooled)] if network.centre else pooled:
+        model.add(layer)
     for units in network.dense:
+        model.add(keras.layers.Dense(units, activation="relu", **_weights(network)))
         if network.dropout_dense:
             model.add(keras.layers.Dropout(network.dropout_dense))
-        model.add(keras.layers.Dense(units, activation="relu", **_weights(network)))
-    if network.dropout_dense and network.dense:
-        model.add(keras.layers.Dropout(network.dropout_dense))
     # float32 whatever the rest computes in: a sigmoid in float16 loses the tails that the cut-off needs.
     model.add(keras.layers.Dense(1, activation="sigmoid", dtype="float32", name="probability", **_weights(network)))
     return model

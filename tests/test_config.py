@@ -62,9 +62,9 @@ def test_where_the_source_is_silent_the_paper_preset_has_our_choice(value, choic
     assert value == choice
 
 
-def test_the_default_preset_is_the_defaults_and_batch_normalisation_which_older_files_lack():
+def test_the_default_preset_is_the_defaults_and_what_older_files_lack():
     preset = config.PRESETS["default"]
-    assert (preset.model, preset.train) == (config.ModelConfig(batch_norm=True), config.TrainConfig())
+    assert (preset.model, preset.train) == (config.ModelConfig(batch_norm=True, centre=3), config.TrainConfig())
     assert preset.scales_mm == config.DataConfig().patch.scales_mm  # what a plan writes is what it trains on
 
 
@@ -199,6 +199,8 @@ def test_minutes_come_back_from_json():
         (config.ModelConfig, {"pool": 0}, "at least 1"),
         (config.ModelConfig, {"dense": (0,)}, "widths of at least 1"),
         (config.ModelConfig, {"fusion": "middle"}, "'late' or 'early'"),
+        (config.ModelConfig, {"centre": 2}, "0, or an odd number of samples"),
+        (config.ModelConfig, {"centre": -1}, "0, or an odd number of samples"),
         (config.ModelConfig, {"dropout_conv": 1.0}, r"in \[0, 1\)"),
         (config.ModelConfig, {"dropout_dense": -0.1}, r"in \[0, 1\)"),
         (config.ModelConfig, {"l2": -1e-9}, "at least 0"),

@@ -94,6 +94,69 @@ def test_batch_normalisation_behind_pooling_is_part_of_the_convolution_if_it_kee
     np.testing.assert_allclose(everywhere(found, grid), one_by_one(network, grid, rule), rtol=0, atol=TOLERANCE)
 
 
+CENTRES = {
+    "normalised": {"batch_norm": True, "centre": 3},
+    "with a bias": {"centre": 1},
+    "of other blocks": {"batch_norm": True, "centre": 5, "filters": (3, 4, 5), "kernel": 2},
+    "before a wide pooling": {"batch_norm": True, "centre": 3, "filters": (3,), "pool": 3},
+}
+
+
+@pytest.mark.parametrize("planes", [(), ("coronal", "all")])
+@pytest.mark.parametrize("name", CENTRES)
+def test_a_centre_is_seen_at_every_voxel(name, planes):
+    rule = PatchConfig(size=17, spacing_mm=(1.0, 2.0, 1.0), scales_mm=(0.0, 4.0), planes=planes)
+    network = model.build(ModelConfig(**({"filters": (4, 6), "dense": (5,)} | CENTRES[name])), rule)
+    stir(network, 3)
+    grid = volume((7, 5, 6))
+    expected, found = one_by_one(network, grid, rule), dense.convert(network, rule)
+    assert np.ptp(expected) > 100 * TOLERANCE
+    np.testing.assert_allclose(everywhere(found, grid), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("strided", [(True, True), (True, False), (False, True)])
+def test_a_centre_is_seen_at_every_so_many_voxels(strided):
+    rule = PatchConfig(size=17)
+    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), batch_norm=True, centre=3), rule)
+    stir(network, 3)
+    found, planes = dense.convert(network, rule), volume((2, 46, 37))
+    rows, columns = (slice(None, None, found.stride if s else 1) for s in strided)
+    expected = found.tower(planes, 1)[:, rows, columns]
+    np.testing.assert_allclose(found.tower(planes, 1, strided), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_centre_is_what_is_left_of_a_normalisation_undone():
+    """The normalisation behind the pooling becomes part of the convolution that the centre sees, too."""
+    rule = PatchConfig(size=16)
+    network = model.build(ModelConfig(filters=(4,), dense=(5,), batch_norm=True, centre=3), rule)
+    plain = model.build(ModelConfig(filters=(4,), dense=(5,), batch_norm=True), rule)
+    # The centre's normalisation and the sums' are two operations more; the pooled maps' is none.
+    assert len(dense.convert(network, rule).steps) == len(dense.convert(plain, rule).steps)
+
+
+def test_the_multiply_adds_of_a_centre_are_counted():
+    rule = PatchConfig(size=8)
+    network = dense.convert(model.build(ModelConfig(filters=(4,), dense=(5, 2), centre=3), rule), rule)
+    assert network.macs_per_cell == 9 * 4 + (9 + 9) * 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("before", "inner", "words"),
+    [
+        ([layers.MaxPooling2D(2)], [layers.Activation("relu")], "it stands behind a pooling"),
+        ([], [layers.Activation("relu"), layers.BatchNormalization()], "it stands in a centre"),
+        ([], [layers.Activation("softmax")], "softmax"),
+    ],
+)
+def test_a_centre_without_a_dense_form_is_named(before, inner, words):
+    rule = PatchConfig(size=12)
+    pooled = keras.Sequential([layers.MaxPooling2D(2), layers.Flatten()])
+    centre = model.WithCentre(pooled, keras.Sequential(inner), 1, 2)
+    network = sequential(rule, PlanewiseConv2D(2, 3, 3), *before, centre, layers.Dense(1, activation="sigmoid"))
+    with pytest.raises(NotDenseError, match=words):
+        dense.convert(network, rule)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_dense_form(name):
     preset = PRESETS[name]

@@ -141,10 +141,48 @@ def test_early_fusion_mixes_all_channels_with_as_many_filters():
     assert [layer.kernel.shape for layer in convolutions] == [(3, 3, 3, 12), (3, 3, 12, 18)]
 
 
+def with_centre(pooled=2, window=1, start=2):
+    """Return a layer on maps of 6 x 6: their maxima, and beside them a window, through a ReLU."""
+    layers = keras.Sequential([keras.layers.MaxPooling2D(pooled), keras.layers.Flatten()])
+    return model.WithCentre(layers, keras.Sequential([keras.layers.Activation("relu")]), window, start)
+
+
+def test_a_centre_by_hand():
+    maps = np.arange(-20.0, 16.0, dtype=np.float32).reshape(1, 6, 6, 1)
+    layer = with_centre(pooled=3, window=3, start=2)
+    found = np.asarray(layer(maps))[0]
+    assert found[:4].tolist() == [-6, -3, 12, 15]
+    assert found[4:].tolist() == [0, 0, 0, 0, 1, 2, 6, 7, 8]
+    assert layer.compute_output_shape(maps.shape) == (1, 13)
+
+
+def test_the_centre_is_that_of_the_patch_and_keeps_clear_of_dropout():
+    rule = PatchConfig(size=9)
+    network = model.build(ModelConfig(filters=(4,), dense=(5,), batch_norm=True, centre=3), rule)
+    assert [type(layer).__name__ for layer in network.layers[1:4]] == ["PlanewiseConv2D", "WithCentre", "Dense"]
+    layer = network.layers[2]
+    assert layer.start + 1 == 3  # of 7 samples, each the middle of three of the patch's nine
+    assert isinstance(layer.pooled.layers[-1], keras.layers.Dropout)
+    kinds = [type(inner).__name__ for inner in model.layers_of(network)]
+    assert kinds.count("Dropout") == 2
+    assert kinds.count("BatchNormalization") == 2
+    ones = np.ones((1, 7, 7, 12), np.float32)
+    found = np.asarray(layer(ones, training=True))[0]
+    assert (found[: 3 * 3 * 12] == 0).any() and (found[3 * 3 * 12 :] > 0).all()
+
+
+@pytest.mark.parametrize("centre", [7, 9])
+def test_a_centre_larger_than_the_first_maps_is_refused(centre):
+    with pytest.raises(DataError, match=rf"6 x 6, about the patch's. Received: model.centre={centre}"):
+        model.build(ModelConfig(filters=(4,), centre=centre), PatchConfig(size=8))
+
+
+@pytest.mark.parametrize("centre", [0, 3])
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("fusion", ["late", "early"])
-def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion, batch_norm):
-    network = model.build(ModelConfig(filters=(4, 6), dense=(5,), batch_norm=batch_norm, fusion=fusion), RULE)
+def test_a_network_comes_back_from_its_file(tmp_path, rng, fusion, batch_norm, centre):
+    chosen = ModelConfig(filters=(4, 6), dense=(5,), batch_norm=batch_norm, fusion=fusion, centre=centre)
+    network = model.build(chosen, RULE)
     network.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     patch = rng.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)

@@ -62,6 +62,14 @@ def test_a_coarse_scale_alone_needs_no_fine_one():
     assert_within_a_step(found, predict.dense_map(coarse, grid))
 
 
+@pytest.mark.slow
+def test_a_centre_is_in_the_graph():
+    centred = dense.convert(spread(centre=3, batch_norm=True), RULE)
+    grid = volume((13, 5, 14))
+    found = segment_graph.segment_function(centred)(tf.constant(grid[None]))["probability"].numpy()[0]
+    assert_within_a_step(found, predict.dense_map(centred, grid))
+
+
 def test_two_volumes_at_once_are_refused(segment):
     with pytest.raises(tf.errors.InvalidArgumentError):
         segment(np.zeros((2, 5, 5, 5), np.uint8))
