@@ -188,7 +188,7 @@ class Builder:
     def _add_aside(self, centre: Centre, kernel: np.ndarray) -> None:
         """Add what the first Dense layer makes of the centre: kernel (window^2 * towers * channels, units)."""
         scale, offset = np.ones((self.towers, centre.width), np.float32), np.zeros((self.towers, centre.width))
-        for s, o in reversed(centre.folds[centre.known :]):  # undone, the last one first
+        for s, o in centre.folds[centre.known :]:  # undone: x is (s x + o - o) / s
             scale, offset = scale / s, offset - scale * o / s
         functions: list[Callable[[Any], Any]] = []
         for layer in centre.layer.centre.layers:

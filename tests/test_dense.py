@@ -125,13 +125,20 @@ def test_a_centre_is_seen_at_every_so_many_voxels(strided):
     np.testing.assert_allclose(found.tower(planes, 1, strided), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_centre_is_what_is_left_of_a_normalisation_undone():
-    """The normalisation behind the pooling becomes part of the convolution that the centre sees, too."""
-    rule = PatchConfig(size=16)
-    network = model.build(ModelConfig(filters=(4,), dense=(5,), batch_norm=True, centre=3), rule)
-    plain = model.build(ModelConfig(filters=(4,), dense=(5,), batch_norm=True), rule)
-    # The centre's normalisation and the sums' are two operations more; the pooled maps' is none.
-    assert len(dense.convert(network, rule).steps) == len(dense.convert(plain, rule).steps)
+def test_a_centre_is_what_is_left_of_normalisations_undone():
+    """Those behind the pooling become part of the convolution that the centre sees, too; the one before it stays."""
+    rule = PatchConfig(size=12)
+    normalised = [layers.BatchNormalization(scale=False) for _ in range(3)]
+    pooled = keras.Sequential([layers.MaxPooling2D(2), *normalised[1:], layers.ReLU(), layers.Flatten()])
+    centre = model.WithCentre(pooled, keras.Sequential([layers.ReLU()]), 3, 4)
+    start = [layers.Rescaling(1 / 255), PlanewiseConv2D(4, 3, 3), normalised[0]]
+    network = sequential(rule, *start, centre, layers.Dense(1, activation="sigmoid"))
+    stir(network, 5)
+    grid = volume((5, 4, 3))
+    found, expected = dense.convert(network, rule), one_by_one(network, grid, rule)
+    assert len(found.steps) == 6  # rescaling, convolution, bias, ReLU, pooling, Dense
+    assert np.ptp(expected) > 100 * TOLERANCE
+    np.testing.assert_allclose(everywhere(found, grid), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_multiply_adds_of_a_centre_are_counted():
