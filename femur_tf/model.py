@@ -11,6 +11,7 @@ centre of the first convolution's maps, too (`WithCentre`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -187,20 +188,22 @@ def _weights(network: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _pooled(network: ModelConfig, rule: PatchConfig) -> list[keras.layers.Layer]:
-    """Return the blocks, Flatten, and the dropout before the first Dense layer."""
-    result: list[keras.layers.Layer] = []
+def _pooled(network: ModelConfig, rule: PatchConfig) -> Iterator[keras.layers.Layer]:
+    """Yield the blocks, Flatten, and the dropout before the first Dense layer.
+
+    One by one: each draws from Keras's random state when it is made, and its weights when it is added.
+    """
     for filters in network.filters:
-        result += [_convolution(network, filters, rule.channels), keras.layers.MaxPooling2D(network.pool)]
+        yield _convolution(network, filters, rule.channels)
+        yield keras.layers.MaxPooling2D(network.pool)
         if network.batch_norm:
-            result.append(_batch_norm(network))
-        result.append(keras.layers.Activation("relu"))
+            yield _batch_norm(network)
+        yield keras.layers.Activation("relu")
         if network.dropout_conv:
-            result.append(keras.layers.Dropout(network.dropout_conv))
-    result.append(keras.layers.Flatten())
+            yield keras.layers.Dropout(network.dropout_conv)
+    yield keras.layers.Flatten()
     if network.dropout_dense and network.dense:
-        result.append(keras.layers.Dropout(network.dropout_dense))
-    return result
+        yield keras.layers.Dropout(network.dropout_dense)
 
 
 def _with_centre(network: ModelConfig, rule: PatchConfig, pooled: list[keras.layers.Layer]) -> WithCentre:
@@ -227,9 +230,11 @@ def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
     model = keras.Sequential(name="femur_tf")
     model.add(keras.Input((rule.size, rule.size, rule.channels), dtype="uint8", name="patch"))
     model.add(keras.layers.Rescaling(1 / 255))
-    first, *pooled = _pooled(network, rule)
-    model.add(first)
-    for layer in [_with_centre(network, rule, pooled)] if network.centre else pooled:
+    pooled = _pooled(network, rule)
+    if network.centre:
+        model.add(next(pooled))
+        model.add(_with_centre(network, rule, list(pooled)))
+    for layer in pooled:
         model.add(layer)
     for units in network.dense:
         model.add(keras.layers.Dense(units, activation="relu", **_weights(network)))
