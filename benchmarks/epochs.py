@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import averaging, derived
 from femur_tf import command, config, files, quiet, records, study
+from femur_tf import train as command_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,8 @@ def train(arguments: EpochsArguments) -> list[dict[str, float]]:
     from femur_tf import training
 
     folder, run = study.records_path(arguments.work), study.run_path(arguments.work, arguments.run)
-    data, preset = records.read_manifest(folder).data, config.PRESETS[derived.PRESET]
-    settings = config.RunConfig(
-        dataclasses.replace(data, patch=preset.patch(data.patch)),
-        preset.model,
-        dataclasses.replace(preset.train, minutes=arguments.minutes),
-    )
+    asked = command_train.TrainArguments(arguments.work, minutes=arguments.minutes)
+    settings = command_train.settings(asked, records.read_manifest(folder).data)
 
     def keep(epoch: int, _logs: dict[str, float]) -> None:
         with files.whole(folder_of(run, epoch + 1)) as temporary:
@@ -76,10 +73,8 @@ def scored(arguments: EpochsArguments, history: list[dict[str, float]]) -> list[
     from femur_tf import case_maps
 
     plan, run = study.read_plan(arguments.work), study.run_path(arguments.work, arguments.run)
-    cases, options = (
-        study.needed(arguments.work, plan, "validation"),
-        config.PredictConfig(max_memory=derived.MEMORY_MB),
-    )
+    cases = study.needed(arguments.work, plan, "validation")
+    options = config.PredictConfig(max_memory=derived.MEMORY_MB)
     result = []
     for row in history:
         bundle = bundles.load(folder_of(run, int(row["epoch"])), calibrated=False)
