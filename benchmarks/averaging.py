@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
 
-from femur_tf import calibration, command, log_odds, metrics, postprocess, quiet, recipe, study
+from benchmarks import scoring
+from femur_tf import command, log_odds, quiet, study
 from femur_tf.volume import Volume
 
 if TYPE_CHECKING:
@@ -67,20 +68,6 @@ def mirrored(bundle: Bundle, maps: Sequence[CaseMap]) -> list[CaseMap]:
     return result
 
 
-def score(maps: Sequence[CaseMap]) -> dict[str, Any]:
-    """Return what calibration and recipe, chosen on these cases, give on them."""
-    from femur_tf import case_maps
-
-    fitted = calibration.fit(case_maps.raw_counts(maps))
-    samples = [one.sample(fitted) for one in maps]
-    choice = recipe.choose(samples)
-    masks = [postprocess.apply(s.probability, choice.recipe, spacing_mm=s.spacing_mm) for s in samples]
-    dice = {
-        one.loaded.case.name: metrics.dice(mask, s.reference) for one, mask, s in zip(maps, masks, samples, strict=True)
-    }
-    return {"auc": choice.auc, "cutoff_dice": choice.raw_dice, "dice": choice.dice, "cases": dice}
-
-
 def groups(arguments: AveragingArguments) -> Mapping[str, list[CaseMap]]:
     """Return the maps of each run, of its mirror images, and the averages, by name."""
     from femur_tf import bundle as bundles
@@ -102,7 +89,7 @@ def groups(arguments: AveragingArguments) -> Mapping[str, list[CaseMap]]:
 def main(arguments: AveragingArguments) -> None:
     """Print a table and one JSON line."""
     quiet.start_tensorflow()
-    line = {name: score(maps) for name, maps in groups(arguments).items()}
+    line = {name: scoring.of_maps(maps) for name, maps in groups(arguments).items()}
     rows = [
         (name, f"{one['auc']:.5f}", f"{one['cutoff_dice']:.3f}", f"{one['dice']:.3f}") for name, one in line.items()
     ]

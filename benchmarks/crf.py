@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import scoring
 from benchmarks.dense import unit_s
-from femur_tf import command, config, metrics, postprocess, recipe, study
+from femur_tf import command, config, recipe, study
 from femur_tf import volume as volumes
 from femur_tf.crf import CrfConfig, refine
 
@@ -85,12 +86,6 @@ def read_scans(arguments: CrfArguments) -> list[Scan]:
     return scans
 
 
-def case_dice(samples: Sequence[recipe.Sample], chosen: config.RecipeConfig) -> tuple[float, ...]:
-    """Return the Dice of each sample after a recipe."""
-    masks = [postprocess.apply(s.probability, chosen, spacing_mm=s.spacing_mm) for s in samples]
-    return tuple(metrics.dice(mask, s.reference) for mask, s in zip(masks, samples, strict=True))
-
-
 def search(scans: Sequence[Scan], chosen: config.RecipeConfig, first: CrfConfig) -> list[Trial]:
     """Return all trials of a search along one coordinate after another, each from the best so far.
 
@@ -101,7 +96,7 @@ def search(scans: Sequence[Scan], chosen: config.RecipeConfig, first: CrfConfig)
     """
 
     def tried(settings: CrfConfig) -> Trial:
-        return Trial(settings, case_dice([scan.sample(settings) for scan in scans], chosen))
+        return Trial(settings, scoring.case_dice([scan.sample(settings) for scan in scans], chosen))
 
     best = tried(first)
     trials = [tried(OFF), best]
@@ -121,17 +116,10 @@ def left_out(trials: Sequence[Trial]) -> list[float]:
     return [float(dice[np.argmax(others[:, case]), case]) for case in range(dice.shape[1])]
 
 
-def _chosen_anew(samples: Sequence[recipe.Sample]) -> tuple[config.RecipeConfig, dict[str, Any]]:
-    """Return the recipe of some maps, and what it gives."""
-    choice = recipe.choose(samples)
-    dice = [round(d, 4) for d in case_dice(samples, choice.recipe)]
-    return choice.recipe, {"auc": choice.auc, "cutoff_dice": choice.raw_dice, "dice": choice.dice, "cases": dice}
-
-
 def main(arguments: CrfArguments) -> None:
     """Search, measure, and print one JSON line."""
     scans = read_scans(arguments)
-    chosen, before = _chosen_anew([scan.sample(OFF) for scan in scans])
+    chosen, before = scoring.chosen_anew([scan.sample(OFF) for scan in scans])
     trials = search(scans, chosen, CrfConfig(neutral=chosen.cutoff))
     best = max(trials[1:], key=lambda trial: float(np.mean(trial.dice)))
     unit, start = unit_s(), time.perf_counter()
@@ -139,7 +127,7 @@ def main(arguments: CrfArguments) -> None:
     seconds = (time.perf_counter() - start) / len(scans)
     line = {
         "before": before,
-        "after": _chosen_anew(samples)[1],
+        "after": scoring.chosen_anew(samples)[1],
         "left_out_before": float(np.mean(trials[0].dice)),
         "left_out": float(np.mean(left_out(trials))),
         "settings": dataclasses.asdict(best.settings),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import derived
+from benchmarks import derived, scoring
 from data_prep import split
 from femur_tf import command, quiet, study
 from femur_tf.errors import DataError
@@ -82,18 +82,16 @@ def folder_of(arguments: Folds, number: int) -> Path:
 
 def pooled(folders: Sequence[Path]) -> dict[str, float]:
     """Return the Dice of each left-out case, with the recipe that the left-out cases of the other folds choose."""
-    from femur_tf import calibration, case_maps, metrics, postprocess, recipe
+    from femur_tf import calibration, case_maps, recipe
 
     maps = [derived.left_out(folder)[1] for folder in folders]
-    result = {}
+    result: dict[str, float] = {}
     for number, fold in enumerate(maps):
         others = [one for place, some in enumerate(maps) if place != number for one in some]
         fitted = calibration.fit(case_maps.raw_counts(others))
         chosen = recipe.choose([one.sample(fitted) for one in others]).recipe
-        for one in fold:
-            sample = one.sample(fitted)
-            mask = postprocess.apply(sample.probability, chosen, spacing_mm=sample.spacing_mm)
-            result[one.loaded.case.name] = metrics.dice(mask, sample.reference)
+        dice = scoring.case_dice([one.sample(fitted) for one in fold], chosen)
+        result |= {one.loaded.case.name: value for one, value in zip(fold, dice, strict=True)}
     return result
 
 

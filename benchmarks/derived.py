@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import write_records
-from femur_tf import command, config, evaluate, files, records, study
+from femur_tf import command, config, evaluate, files, records, study, train
 from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]
         from femur_tf import training
 
         manifest = write_records.write(folder, processes=processes)
-        preset = config.PRESETS[PRESET]
-        train = dataclasses.replace(preset.train, minutes=minutes)
-        run = config.RunConfig(manifest.data, preset.model, train)
+        run = train.settings(train.TrainArguments(folder, minutes=minutes), manifest.data)
         training.train(study.records_path(folder), study.run_path(folder, PRESET), run)
         evaluate.main(evaluate.EvaluateArguments(folder, cohort=False, max_memory=MEMORY_MB))
         evaluate.main(evaluate.EvaluateArguments(folder, part="test", max_memory=MEMORY_MB))

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import averaging, derived
+from benchmarks import derived, scoring
 from femur_tf import command, config, files, quiet, records, study
 from femur_tf import train as command_train
 
@@ -64,7 +64,7 @@ def train(arguments: EpochsArguments) -> list[dict[str, float]]:
 
 
 def scored(arguments: EpochsArguments, history: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """Return each epoch's row of the history, with what `averaging.score` says of its maps under `volumes`.
+    """Return each epoch's row of the history, with what `scoring.of_maps` says of its maps under `volumes`.
 
     Raises:
       DataError: the study has no validation cases.
@@ -79,7 +79,7 @@ def scored(arguments: EpochsArguments, history: list[dict[str, float]]) -> list[
     for row in history:
         bundle = bundles.load(folder_of(run, int(row["epoch"])), calibrated=False)
         maps = [case_maps.read(bundle, plan, case, options) for case in cases]
-        result.append({**row, "volumes": averaging.score(maps)})
+        result.append({**row, "volumes": scoring.of_maps(maps)})
     return result
 
 
