@@ -66,6 +66,7 @@ def test_scales_are_among_those_of_the_records():
     point = FULL.canonical({"planes_0mm": NONE, "planes_3.6mm": "finest"})
     rule = FULL.settings(point).data.patch
     assert (rule.scales_mm, rule.planes) == ((3.6,), ("finest",))
+    assert FULL.settings({**point, "centre": 5}).model.centre == 5
     assert FULL.fault({**point, "planes_3.6mm": NONE}) == "it reads no scale"
 
 
@@ -117,6 +118,14 @@ def test_as_many_layers_as_a_patch_allows(size, layers):
     rule = dataclasses.replace(tiny.RULE, size=size)
     parameter = Space(config.DataConfig(patch=rule), 1e7).parameters[0]
     assert (parameter.name, parameter.choices) == ("layers", layers)
+
+
+@pytest.mark.parametrize(("size", "centres"), [(32, (0, 3, 5)), (7, (0, 3, 5)), (6, (0, 3)), (4, (0,))])
+def test_a_centre_lies_within_the_first_maps_of_a_patch(size, centres):
+    space = Space(config.DataConfig(patch=dataclasses.replace(tiny.RULE, size=size)), 1e7)
+    parameter = next(p for p in space.parameters if p.name == "centre")
+    assert parameter.choices == centres
+    assert parameter.default in centres
 
 
 def test_a_scale_that_no_preset_has_is_read_where_it_is_alone():

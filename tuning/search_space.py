@@ -8,6 +8,7 @@ whose counted cost is over the limit is no point of the space, and is never trie
 
     layers, filters_1 ...    blocks, and the filters a tower of each
     dense_layers, dense      hidden Dense layers, and the units of each
+    centre                   window of the first maps that the first Dense layer sees
     planes_0mm ...           planes read at each scale of the records
     bone_share               share of femur in a batch: the sampling share
 
@@ -37,6 +38,7 @@ WIDTHS: tuple[tuple[int, ...], ...] = (
     (32, 48, 64, 96, 128, 192),
 )
 """Filters of the first, second, ... block."""
+CENTRES = (0, 3, 5)
 BONE_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 APART = 0.05
 """Of shares nearer than this to the records' own, the records' own is taken."""
@@ -120,13 +122,29 @@ def _fits(layers: int, rule: config.PatchConfig) -> bool:
     return True
 
 
+def _centre(rule: config.PatchConfig) -> Parameter:
+    """Return the parameter of the centre: none, and the windows that lie within the first maps of a patch."""
+    choices = tuple(side for side in CENTRES if side == 0 or _has_centre(side, rule))
+    own = DEFAULT.model.centre
+    return Parameter("centre", own if own in choices else choices[-1], choices)
+
+
+def _has_centre(side: int, rule: config.PatchConfig) -> bool:
+    """Return whether the first maps of a patch hold a window about its centre."""
+    try:
+        cost.centre_start(config.ModelConfig(centre=side), rule.size)
+    except DataError:
+        return False
+    return True
+
+
 def _training(data: config.DataConfig) -> list[Parameter]:
     """Return the parameters of regularisation and training."""
     train, network, own = DEFAULT.train, DEFAULT.model, round(data.sampling.share_bone, DIGITS)
     shares = tuple(sorted([own, *(share for share in BONE_SHARES if abs(share - own) > APART)]))
     return [
         Parameter("dropout_conv", network.dropout_conv, (0.0, 0.05, 0.1, 0.2, 0.3)),
-        Parameter("dropout_dense", network.dropout_dense, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+        Parameter("dropout_dense", network.dropout_dense, (0.0, 0.125, 0.25, 0.375, 0.5, 0.625)),
         Parameter("l2", network.l2, log_range=(1e-7, 1e-3)),
         Parameter("optimizer", train.optimizer, ("adam", "adamw", "sgd")),
         Parameter("learning_rate", train.learning_rate, log_range=(1e-4, 3e-2)),
@@ -163,6 +181,7 @@ class Space:
             *_layers(data.patch),
             Parameter("dense_layers", len(dense), (1, 2)),
             Parameter("dense", dense[0], (16, 24, 32, 48, 64, 96, 128)),
+            _centre(data.patch),
             *_plane_choices(data.patch),
             *_training(data),
         )
@@ -177,7 +196,9 @@ class Space:
         """Return the points of least widths, for each number of layers and choice of planes."""
         by_name = {p.name: p.choices for p in self.parameters}
         names = ["layers", *(p.name for p in self.parameters if p.name.startswith("planes_"))]
-        least = {name: choices[0] for name, choices in by_name.items() if name.startswith(("filters_", "dense"))}
+        least = {
+            name: choices[0] for name, choices in by_name.items() if name.startswith(("filters_", "dense", "centre"))
+        }
         points = itertools.product(*(by_name[name] for name in names))
         found = [self.canonical({**least, **dict(zip(names, point, strict=True))}) for point in points]
         return [values for values in found if self.scales(values)]
@@ -256,6 +277,7 @@ def _network(values: Mapping[str, Any]) -> config.ModelConfig:
         DEFAULT.model,
         filters=tuple(values[f"filters_{number}"] for number in range(1, values["layers"] + 1)),
         dense=(values["dense"],) * values["dense_layers"],
+        centre=values["centre"],
         dropout_conv=values["dropout_conv"],
         dropout_dense=values["dropout_dense"],
         l2=values["l2"],
