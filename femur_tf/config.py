@@ -256,7 +256,10 @@ PRESETS = {
         scales_mm=(0.0,),
     ),
     "default": Preset(
-        ModelConfig(batch_norm=True, centre=3), TrainConfig(), scales_mm=(0.0, 3.6), planes=("finest", "all")
+        ModelConfig(dense=(64,), batch_norm=True, centre=5),
+        TrainConfig(),
+        scales_mm=(0.0, 3.6),
+        planes=("finest", "all"),
     ),
 }
 """`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
