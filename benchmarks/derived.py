@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from data_prep import write_records
 from femur_tf import command, config, evaluate, files, records, study, train
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
     from femur_tf.case_maps import CaseMap
 
-PRESET = "default"
+PRESET: Final = "default"
 MEMORY_MB = 6000
 """For maps, in the process that has trained before and holds what that took."""
 
@@ -84,7 +84,7 @@ def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]
         from femur_tf import training
 
         manifest = write_records.write(folder, processes=processes)
-        run = train.settings(train.TrainArguments(folder, minutes=minutes), manifest.data)
+        run = train.settings(train.TrainArguments(folder, preset=PRESET, minutes=minutes), manifest.data)
         training.train(study.records_path(folder), study.run_path(folder, PRESET), run)
         evaluate.main(evaluate.EvaluateArguments(folder, cohort=False, max_memory=MEMORY_MB))
         evaluate.main(evaluate.EvaluateArguments(folder, part="test", max_memory=MEMORY_MB))

@@ -50,7 +50,7 @@ def train(arguments: EpochsArguments) -> list[dict[str, float]]:
     from femur_tf import training
 
     folder, run = study.records_path(arguments.work), study.run_path(arguments.work, arguments.run)
-    asked = command_train.TrainArguments(arguments.work, minutes=arguments.minutes)
+    asked = command_train.TrainArguments(arguments.work, preset=derived.PRESET, minutes=arguments.minutes)
     settings = command_train.settings(asked, records.read_manifest(folder).data)
 
     def keep(epoch: int, _logs: dict[str, float]) -> None:

@@ -39,6 +39,7 @@ WIDTHS: tuple[tuple[int, ...], ...] = (
 )
 """Filters of the first, second, ... block."""
 CENTRES = (0, 3, 5)
+"""Sides of the window of the first maps; 0: none."""
 BONE_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 APART = 0.05
 """Of shares nearer than this to the records' own, the records' own is taken."""
@@ -97,7 +98,7 @@ def _plane_choices(rule: config.PatchConfig) -> list[Parameter]:
 def _layers(rule: config.PatchConfig) -> list[Parameter]:
     """Return the parameters of the blocks: as many as a patch allows, or one less."""
     most = 1
-    while most < len(WIDTHS) and _fits(most + 1, rule):
+    while most < len(WIDTHS) and _fits(config.ModelConfig(filters=(1,) * (most + 1)), rule):
         most += 1
     hand_made = DEFAULT.model.filters
     layers = Parameter("layers", min(most, len(hand_made)), tuple(range(max(1, most - 1), most + 1)))
@@ -113,10 +114,11 @@ def _layers(rule: config.PatchConfig) -> list[Parameter]:
     return [layers, *widths]
 
 
-def _fits(layers: int, rule: config.PatchConfig) -> bool:
-    """Return whether so many blocks leave at least 1 x 1 of a patch."""
+def _fits(network: config.ModelConfig, rule: config.PatchConfig) -> bool:
+    """Return whether the blocks leave at least 1 x 1 of a patch, whose first maps hold the centre."""
     try:
-        cost.map_sizes(config.ModelConfig(filters=(1,) * layers), rule.size)
+        cost.map_sizes(network, rule.size)
+        cost.centre_start(network, rule.size)
     except DataError:
         return False
     return True
@@ -124,18 +126,9 @@ def _fits(layers: int, rule: config.PatchConfig) -> bool:
 
 def _centre(rule: config.PatchConfig) -> Parameter:
     """Return the parameter of the centre: none, and the windows that lie within the first maps of a patch."""
-    choices = tuple(side for side in CENTRES if side == 0 or _has_centre(side, rule))
+    choices = tuple(side for side in CENTRES if side == 0 or _fits(config.ModelConfig(filters=(1,), centre=side), rule))
     own = DEFAULT.model.centre
     return Parameter("centre", own if own in choices else choices[-1], choices)
-
-
-def _has_centre(side: int, rule: config.PatchConfig) -> bool:
-    """Return whether the first maps of a patch hold a window about its centre."""
-    try:
-        cost.centre_start(config.ModelConfig(centre=side), rule.size)
-    except DataError:
-        return False
-    return True
 
 
 def _training(data: config.DataConfig) -> list[Parameter]:
