@@ -122,7 +122,7 @@ def _of_copy(
     group = groups(map_.data, copy.mask, cutoff, spacing_mm=spacing_mm, margin_mm=margin_mm)
     rng = write_records.case_rng(miner.plan.data.sampling.seed, f"{copy.name} mined {miner.name}")
     flat, short = sampling.draw_groups(group, miner.mining.wanted(count), rng)
-    kind = sampling.kinds(copy.mask, spacing_mm=spacing_mm, near_mm=miner.plan.data.sampling.near_mm)
+    kind = sampling.kinds(copy.mask, spacing_mm=spacing_mm, config=miner.plan.data.sampling)
     return sampling.draw_of(flat, kind, short), group
 
 

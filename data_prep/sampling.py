@@ -1,7 +1,7 @@
 """Which voxels of a case become examples.
 
 A voxel of the working grid is of one of three kinds: bone (inside the femur mask),
-near (outside it, at most `near_mm` from the centre of a bone voxel) and far (all
+near (outside it, up to a distance that depends on the femur's volume) and far (all
 others). The femur is about one hundredth of a hip volume, so the kinds are drawn by
 stated shares and not as they come. Nothing is drawn twice.
 """
@@ -21,7 +21,7 @@ from femur_tf.records import KINDS
 BONE, NEAR, FAR = range(len(KINDS))
 """The code of a kind is its position in `KINDS`."""
 TOLERANCE_MM = 1e-6
-"""Added to `near_mm`: distances are sums of rounded squares, and the limit itself counts as near."""
+"""Added to the limit: distances are sums of rounded squares, and the limit itself counts as near."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,22 +45,26 @@ def asked(config: SamplingConfig) -> tuple[int, int, int]:
     return bone, background_near, config.per_case - bone - background_near
 
 
-def kinds(mask: np.ndarray, *, spacing_mm: Triple, near_mm: float) -> np.ndarray:
+def kinds(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig) -> np.ndarray:
     """Return the kind of each voxel.
+
+    Background is near up to the distance within which it has `config.near_volume` times the femur's voxels, and at most
+    `config.near_mm`. Voxels of one distance are all near or all far.
 
     Args:
       mask: (X, Y, Z) bool, the femur on the working grid; may be empty, then all is far.
       spacing_mm: voxel spacing along x, y, z.
-      near_mm: distance between voxel centres up to which background is near, inclusive.
+      config: what near means.
 
     Returns:
       (X, Y, Z) uint8, positions in `KINDS`.
     """
     result = np.full(mask.shape, FAR, np.uint8)
     if mask.any():
-        box = _box_around(mask, spacing_mm=spacing_mm, margin_mm=near_mm)
+        box = _box_around(mask, spacing_mm=spacing_mm, margin_mm=config.near_mm)
         distance_mm = ndimage.distance_transform_edt(~mask[box], sampling=spacing_mm)
-        result[box][distance_mm <= near_mm + TOLERANCE_MM] = NEAR
+        reach_mm = _reach_mm(distance_mm[distance_mm > 0], config.near_volume * np.count_nonzero(mask), config.near_mm)
+        result[box][distance_mm <= reach_mm + TOLERANCE_MM] = NEAR
         result[mask] = BONE
     return result
 
@@ -81,7 +85,7 @@ def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig
     """
     if mask.ndim != 3 or mask.dtype != np.bool_:
         raise ValueError(f"expected a bool mask (X, Y, Z). Received: dtype={mask.dtype}, shape={mask.shape}")
-    kind = kinds(mask, spacing_mm=spacing_mm, near_mm=config.near_mm)
+    kind = kinds(mask, spacing_mm=spacing_mm, config=config)
     flat, short = draw_groups(kind, dict(zip(KINDS, asked(config), strict=True)), rng)
     return draw_of(flat, kind, short)
 
@@ -122,6 +126,20 @@ def draw_of(flat: np.ndarray, kind: np.ndarray, short: Mapping[str, int]) -> Dra
     centres = np.stack(np.unravel_index(flat, kind.shape), axis=1).astype(np.int64)  # (N, 3)
     found = kind.ravel()[flat]
     return Draw(centres, (found == BONE).astype(np.int64), found, dict(short))
+
+
+def _reach_mm(distances_mm: np.ndarray, wanted: float, limit_mm: float) -> float:
+    """Return the distance within which so many of the voxels lie, or `limit_mm` where that is less.
+
+    Args:
+      distances_mm: (N,) of background voxels from the femur.
+      wanted: how many are to lie within it.
+      limit_mm: the largest distance.
+    """
+    count = int(np.ceil(wanted))
+    if count > distances_mm.size:
+        return limit_mm
+    return min(limit_mm, float(np.partition(distances_mm, count - 1)[count - 1]))
 
 
 def _draw(voxels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

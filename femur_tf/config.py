@@ -46,9 +46,12 @@ class SamplingConfig:
     share_bone: float = 0.35
     """Share of the examples inside the femur."""
     share_near: float = 0.35
-    """Share outside the femur, at most `near_mm` from it; the rest is far background."""
+    """Share outside the femur and near it; the rest is far background."""
+    near_volume: float = 2.0
+    """Near are the background voxels that lie nearest to the femur, as many as this times the femur's own: both sides
+    of the surface are then drawn about as densely, be it a hip's femur (10 mm) or a tube of a few voxels (2 mm)."""
     near_mm: float = 12.0
-    """Distance from the femur up to which background counts as near, inclusive."""
+    """Distance from the femur, inclusive, beyond which no background counts as near."""
     seed: int = 2017
 
     def __post_init__(self) -> None:
@@ -56,11 +59,12 @@ class SamplingConfig:
         require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
         require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
         require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
+        require(self.near_volume > 0, self, "near_volume", "a number above 0")
         require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
 
     @property
     def share_far(self) -> float:
-        """Share of the examples further than `near_mm` from the femur."""
+        """Share of the examples in far background."""
         return 1.0 - self.share_bone - self.share_near
 
 

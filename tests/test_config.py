@@ -194,6 +194,7 @@ def test_minutes_come_back_from_json():
         (config.SamplingConfig, {"share_bone": float("nan")}, r"in \(0, 1\)"),
         (config.SamplingConfig, {"share_near": 0.7}, "of at most 1"),
         (config.SamplingConfig, {"near_mm": 0}, "above 0 mm"),
+        (config.SamplingConfig, {"near_volume": 0}, "above 0"),
         (config.ModelConfig, {"filters": ()}, "one width or more"),
         (config.ModelConfig, {"filters": (8, 0)}, "each at least 1"),
         (config.ModelConfig, {"kernel": 0}, "at least 1"),

@@ -23,6 +23,10 @@ def _ball(shape: tuple[int, int, int] = (24, 20, 16), radius: float = 4.0) -> np
     return np.linalg.norm(grid - np.array(shape) // 2, axis=-1) <= radius
 
 
+ANY = 1e6
+"""A `near_volume` that leaves distance alone to decide."""
+
+
 @pytest.mark.parametrize(
     ("near_mm", "expected"),
     [
@@ -34,7 +38,33 @@ def _ball(shape: tuple[int, int, int] = (24, 20, 16), radius: float = 4.0) -> np
 )
 def test_a_line_of_voxels_has_kinds_by_distance_in_mm(near_mm: float, expected: list[int]) -> None:
     mask = _mask((7, 1, 1), (3, 0, 0))
-    assert kinds(mask, spacing_mm=(2.0, 1.0, 1.0), near_mm=near_mm)[:, 0, 0].tolist() == expected
+    config = SamplingConfig(near_mm=near_mm, near_volume=ANY)
+    assert kinds(mask, spacing_mm=(2.0, 1.0, 1.0), config=config)[:, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("near_volume", "expected"),
+    [
+        (0.5, [FAR, FAR, NEAR, BONE, BONE, NEAR, FAR, FAR, FAR]),  # one voxel wanted; both of its distance are taken
+        (1.0, [FAR, FAR, NEAR, BONE, BONE, NEAR, FAR, FAR, FAR]),
+        (1.1, [FAR, NEAR, NEAR, BONE, BONE, NEAR, NEAR, FAR, FAR]),  # three wanted, two a distance
+        (2.5, [NEAR, NEAR, NEAR, BONE, BONE, NEAR, NEAR, NEAR, FAR]),
+        (9.0, [NEAR, NEAR, NEAR, BONE, BONE, NEAR, NEAR, NEAR, FAR]),  # the distance ends it
+    ],
+)
+def test_near_holds_so_many_times_the_voxels_of_the_femur(near_volume: float, expected: list[int]) -> None:
+    mask = _mask((9, 1, 1), (3, 0, 0), (4, 0, 0))
+    config = SamplingConfig(near_mm=6.0, near_volume=near_volume)
+    assert kinds(mask, spacing_mm=(2.0, 1.0, 1.0), config=config)[:, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_near_reaches_as_far_as_the_femur_is_large(scale: float) -> None:
+    """The same shape at another size has the same kinds."""
+    config = SamplingConfig(near_mm=100.0, near_volume=1.5)
+    kind = kinds(_ball(), spacing_mm=(scale,) * 3, config=config)
+    assert np.array_equal(kind, kinds(_ball(), spacing_mm=(1.0,) * 3, config=config))
+    assert np.count_nonzero(kind == NEAR) == pytest.approx(1.5 * np.count_nonzero(kind == BONE), rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +99,7 @@ def test_no_voxel_is_drawn_twice_and_each_has_its_own_label_and_kind(seed: int, 
     places = tuple(draw.centres.T)
     assert len(np.unique(draw.centres, axis=0)) == len(draw.centres)
     assert np.array_equal(draw.label, mask[places].astype(np.int64))
-    assert np.array_equal(draw.kind, kinds(mask, spacing_mm=(1.0, 1.5, 2.0), near_mm=3.0)[places])
+    assert np.array_equal(draw.kind, kinds(mask, spacing_mm=(1.0, 1.5, 2.0), config=config)[places])
     assert len(draw.centres) + sum(draw.short.values()) == per_case
 
 
@@ -101,7 +131,8 @@ def test_near_equals_the_distance_to_the_closest_bone_voxel_of_all() -> None:
     rng, spacing_mm = np.random.default_rng(7), (0.9, 1.1, 5.2)
     mask = rng.random((12, 11, 6)) < 0.01
     distance_mm = cdist(np.argwhere(~mask) * spacing_mm, np.argwhere(mask) * spacing_mm).min(axis=1)
-    assert np.array_equal(kinds(mask, spacing_mm=spacing_mm, near_mm=4.0)[~mask] == NEAR, distance_mm <= 4.0)
+    config = SamplingConfig(near_mm=4.0, near_volume=ANY)
+    assert np.array_equal(kinds(mask, spacing_mm=spacing_mm, config=config)[~mask] == NEAR, distance_mm <= 4.0)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 2), bool), np.zeros((2, 2, 2), np.uint8)])
