@@ -19,13 +19,11 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from femur_tf import image_io
+from femur_tf import image_io, postprocess
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
 from femur_tf.volume import Volume, canonical, spacings_agree
 
-FEMUR_SHARE = 0.1
-"""A connected part of at least this share of the largest one is a femur; a smaller one is a stray island."""
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 _BORDERS = (("left", "right"), ("posterior", "anterior"), ("lower", "upper"))
 
@@ -146,7 +144,7 @@ def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
     mask = canonical(Volume(reference, image.affine)).data
     labels, count = ndimage.label(mask, _ALL_NEIGHBOURS)
     voxels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    femurs = np.flatnonzero(voxels >= FEMUR_SHARE * voxels.max()) + 1
+    femurs = np.flatnonzero(voxels >= postprocess.PART_SHARE * voxels.max()) + 1
     centroids = ndimage.center_of_mass(mask, labels, femurs)
     left_to_right = femurs[np.argsort([x for x, _, _ in centroids])]
     return Facts(

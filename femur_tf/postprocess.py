@@ -19,6 +19,8 @@ from femur_tf.config import RecipeConfig, Step
 Spacing = tuple[float, float, float]
 LEFT, RIGHT = 1, 2
 """Labels of `sides`: the patient's left and right femur."""
+PART_SHARE = 0.1
+"""A part of a reference with at least this share of its largest part's voxels is a femur, a smaller one an island."""
 ONE_FEMUR_MM = 130.0
 """A mask narrower than this from left to right is taken for one femur: two span at least 150 mm, one at most 120 mm."""
 
@@ -210,9 +212,15 @@ def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return labels
 
 
-def count_parts(mask: np.ndarray) -> int:
-    """Return the number of 26-connected clusters of a mask."""
-    return int(ndimage.label(mask, _ANY_NEIGHBOUR)[1])
+def count_parts(mask: np.ndarray, *, share: float = 0.0) -> int:
+    """Return the number of 26-connected clusters of a mask.
+
+    Args:
+      mask: bool, (X, Y, Z).
+      share: clusters with fewer than this share of the largest one's voxels do not count.
+    """
+    _, voxels = _clusters(mask, _ANY_NEIGHBOUR)
+    return int(np.count_nonzero(voxels[1:] >= share * voxels[1:].max(initial=0)))
 
 
 def _middle_mm(x_mm: np.ndarray) -> float:

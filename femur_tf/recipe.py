@@ -30,11 +30,6 @@ CANDIDATES: dict[str, tuple[float, ...]] = {
 }
 """Values tried for each step; 0 leaves the step out. mm, number, mm3, mm2."""
 
-PRIOR = RecipeConfig(
-    steps=(Step("opening", 1.0), Step("largest", 2), Step("fill_holes", 1e5), Step("fill_planes", 0.0))
-)
-"""Where the search starts: two femurs, without cavities."""
-
 CUTOFF_STEPS = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15)
 
 
@@ -84,6 +79,17 @@ def mean_dice(samples: Sequence[Sample], recipe: RecipeConfig) -> float:
     return float(np.mean(scores))
 
 
+def prior(samples: Sequence[Sample]) -> RecipeConfig:
+    """Return where the search starts: as many parts as the references have, at most, without cavities.
+
+    Args:
+      samples: the cases.
+    """
+    parts = max(postprocess.count_parts(s.reference, share=postprocess.PART_SHARE) for s in samples)
+    steps = (Step("opening", 1.0), Step("largest", parts), Step("fill_holes", 1e5), Step("fill_planes", 0.0))
+    return RecipeConfig(steps=steps)
+
+
 def _with_step(recipe: RecipeConfig, index: int, value: float) -> RecipeConfig:
     """Return the recipe with another value for one step."""
     steps = list(recipe.steps)
@@ -111,9 +117,9 @@ def choose(samples: Sequence[Sample], *, method: Method = "dice", specificity: f
     counts = count_voxels(samples)
     cutoff = first_cutoff(counts, method, specificity)
     raw = mean_dice(samples, RecipeConfig(cutoff, ()))
-    best = dataclasses.replace(PRIOR, cutoff=cutoff)
+    best = dataclasses.replace(prior(samples), cutoff=cutoff)
     score = mean_dice(samples, _without_idle_steps(best))
-    trials = [(i, value) for i, step in enumerate(PRIOR.steps) for value in CANDIDATES[step.name]]
+    trials = [(i, value) for i, step in enumerate(best.steps) for value in CANDIDATES[step.name]]
     for index, value in command.track(trials, "recipe"):
         trial = _with_step(best, index, value)
         found = mean_dice(samples, _without_idle_steps(trial))

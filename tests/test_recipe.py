@@ -7,7 +7,7 @@ import pytest
 
 from femur_tf import metrics, postprocess
 from femur_tf.config import RecipeConfig, Step
-from femur_tf.recipe import CANDIDATES, GAIN, PRIOR, Sample, choose, count_voxels, first_cutoff, mean_dice
+from femur_tf.recipe import CANDIDATES, GAIN, Sample, choose, count_voxels, first_cutoff, mean_dice, prior
 
 SPACING_MM = (2.0, 2.0, 2.0)
 
@@ -49,6 +49,20 @@ def test_a_third_block_is_left_out_by_keeping_two(rng):
     assert choice.dice > choice.raw_dice
 
 
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_the_search_starts_with_as_many_parts_as_the_references_have(rng, parts):
+    samples = []
+    for number in (1, parts):
+        reference = np.zeros((42, 12, 12), bool)
+        for start in range(2, 2 + 8 * number, 8):
+            reference[start : start + 6, 3:9, 3:9] = True
+        probability = np.where(reference, 0.8, 0.2).astype(np.float32)
+        reference[41, 11, 11] = True  # an island is no part
+        samples.append(Sample(probability, reference, SPACING_MM))
+    assert values(prior(samples))["largest"] == parts
+    assert values(choose(samples).recipe)["largest"] == parts
+
+
 def test_a_cavity_is_filled(rng):
     samples = [sample(rng, hole=True)]
     choice = choose(samples)
@@ -63,9 +77,9 @@ def test_the_recipe_has_no_step_of_value_0(rng):
 
 def test_a_gain_too_small_to_mean_anything_changes_nothing(rng):
     samples = [sample(rng)]
-    before = mean_dice(samples, RecipeConfig(choose(samples).recipe.cutoff, PRIOR.steps))
+    before = mean_dice(samples, RecipeConfig(choose(samples).recipe.cutoff, prior(samples).steps))
     chosen = values(choose(samples).recipe)
-    changed = {step.name for step in PRIOR.steps if step.value > 0 and chosen.get(step.name) != step.value}
+    changed = {step.name for step in prior(samples).steps if step.value > 0 and chosen.get(step.name) != step.value}
     assert not changed or choose(samples).dice > before + GAIN
 
 
@@ -73,7 +87,7 @@ def test_the_choice_is_never_worse_than_where_the_search_starts(rng):
     for _ in range(3):
         samples = [sample(rng, clutter=rng.uniform(0, 1), hole=True, high=0.6, low=0.45)]
         counts = count_voxels(samples)
-        start = RecipeConfig(first_cutoff(counts, "dice", 0.99), tuple(s for s in PRIOR.steps if s.value > 0))
+        start = RecipeConfig(first_cutoff(counts, "dice", 0.99), tuple(s for s in prior(samples).steps if s.value > 0))
         assert choose(samples).dice >= mean_dice(samples, start)
 
 
@@ -110,8 +124,8 @@ def test_only_largest_dice_moves_the_cutoff_again(rng, method):
     assert choice.recipe.cutoff == first_cutoff(count_voxels(samples), method, 0.9)
 
 
-def test_every_step_of_the_prior_can_be_left_out():
-    assert all(0 in CANDIDATES[step.name] for step in PRIOR.steps)
+def test_every_step_of_the_prior_can_be_left_out(rng):
+    assert all(0 in CANDIDATES[step.name] for step in prior([sample(rng)]).steps)
     assert all(Step(name, value) for name, found in CANDIDATES.items() for value in found)
 
 
