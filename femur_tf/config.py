@@ -261,7 +261,7 @@ PRESETS = {
     ),
     "default": Preset(
         ModelConfig(dense=(64,), batch_norm=True, centre=5),
-        TrainConfig(),
+        TrainConfig(batch=64),
         scales_mm=(0.0, 3.6),
         planes=("finest", "all"),
     ),

@@ -65,7 +65,7 @@ def test_where_the_source_is_silent_the_paper_preset_has_our_choice(value, choic
 def test_the_default_preset_is_the_defaults_and_what_older_files_lack():
     preset = config.PRESETS["default"]
     network = config.ModelConfig(dense=(64,), batch_norm=True, centre=5)
-    assert (preset.model, preset.train) == (network, config.TrainConfig())
+    assert (preset.model, preset.train) == (network, config.TrainConfig(batch=64))
     assert preset.scales_mm == config.DataConfig().patch.scales_mm  # what a plan writes is what it trains on
 
 

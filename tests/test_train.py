@@ -75,7 +75,7 @@ def test_fewer_scales_need_as_many_choices_of_planes():
 def test_epochs_and_precision_have_flags_of_their_own():
     found = chosen(epochs=5, mixed_precision=True).train
     assert (found.epochs, found.mixed_precision) == (5, True)
-    assert chosen(minutes=3.0).train == config.TrainConfig(minutes=3.0)
+    assert chosen(minutes=3.0).train == dataclasses.replace(config.PRESETS["default"].train, minutes=3.0)
 
 
 def test_epochs_take_the_place_of_the_minutes_of_a_config_file(tmp_path):
