@@ -48,8 +48,9 @@ class SamplingConfig:
     share_near: float = 0.35
     """Share outside the femur and near it; the rest is far background."""
     near_volume: float = 2.0
-    """Near are the background voxels that lie nearest to the femur, as many as this times the femur's own: both sides
-    of the surface are then drawn about as densely, be it a hip's femur (10 mm) or a tube of a few voxels (2 mm)."""
+    """Near are the background voxels that lie nearest to the femur, as many as this times the femur's own: a voxel just
+    outside is then drawn half as often as one inside, be it of a hip's femur (10 mm) or a tube of a few voxels (2 mm).
+    """
     near_mm: float = 12.0
     """Distance from the femur, inclusive, beyond which no background counts as near."""
     seed: int = 2017
