@@ -128,14 +128,14 @@ def test_a_search_that_is_finished_trains_nothing(done, work, monkeypatch):
 @pytest.mark.slow
 def test_an_interrupted_trial_goes_on_at_its_epoch(work):
     steps = iter(range(1000))
-    halts = make(work, "halted", lambda: "enough" if next(steps) == 4 else None, epochs=3, trials=1, epoch_examples=600)
+    halts = make(work, "halted", lambda: "enough" if next(steps) == 4 else None, epochs=3, trials=1, epoch_examples=150)
     with pytest.raises(Halted, match="enough"):
         halts.search()
     (row,) = rows(halts)
     assert row.status == RUNNING
     assert row.epochs >= 1
     before = callbacks.checkpoints(halts.folder / "trial_0" / "run")
-    again = make(work, "halted", epochs=3, trials=1, epoch_examples=600)
+    again = make(work, "halted", epochs=3, trials=1, epoch_examples=150)
     again.search()
     (row,) = rows(again)
     assert (row.status, row.epochs) == (COMPLETED, 3)
@@ -147,13 +147,13 @@ def test_an_interrupted_trial_goes_on_at_its_epoch(work):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_costs_no_trial(work):
     steps = iter(range(1000))
-    halts = make(work, "harmed", lambda: "enough" if next(steps) == 4 else None, epochs=2, trials=1, epoch_examples=600)
+    halts = make(work, "harmed", lambda: "enough" if next(steps) == 4 else None, epochs=2, trials=1, epoch_examples=150)
     with pytest.raises(Halted):
         halts.search()
     run = halts.folder / "trial_0" / "run"
     searches.truncate(callbacks.checkpoints(run)[-1] / "model.keras")
     searches.truncate(run / "config.json")
-    again = make(work, "harmed", epochs=2, trials=1, epoch_examples=600)
+    again = make(work, "harmed", epochs=2, trials=1, epoch_examples=150)
     again.search()
     assert [row.status for row in rows(again)] == [COMPLETED]
 
@@ -283,7 +283,7 @@ def test_a_full_disk_ends_the_search_between_trials_and_it_goes_on(work, capsys)
 def test_hours_that_are_used_end_the_search_within_a_trial(work, capsys, monkeypatch):
     calls = iter(range(100))
     monkeypatch.setattr(Limits, "hours", lambda self: "--max-hours 1 are used" if next(calls) > 1 else None)
-    arguments = SearchArguments(work, trials=2, epochs=1, name="hours", algorithm="random", epoch_examples=600)
+    arguments = SearchArguments(work, trials=2, epochs=1, name="hours", algorithm="random", epoch_examples=150)
     assert search.main(arguments) == launch.STOPPED_STATUS
     assert "0 of 2 trials: --max-hours 1 are used" in capsys.readouterr().err
 
