@@ -52,7 +52,7 @@ def test_a_trial_of_minutes_has_about_five_epochs(monkeypatch):
 
 
 def test_an_epoch_has_a_batch_at_least_and_the_records_at_most():
-    assert settings(search(), known=[1e-9]).epoch_examples == config.PRESETS["default"].train.batch
+    assert settings(search(), known=[1e-9]).epoch_examples == 64
     assert settings(search(), known=[1e15]).epoch_examples == 100_000
 
 
