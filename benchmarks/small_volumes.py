@@ -40,6 +40,8 @@ class SmallArguments:
     """Folder to write to."""
     cases: int = 12
     """How many volumes."""
+    first: int = 0
+    """Number of the first volume; other numbers are other volumes."""
     overwrite: bool = False
     """Replace a cohort that is there."""
 
@@ -86,7 +88,7 @@ def volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def main(arguments: SmallArguments) -> None:
     """Write the cohort."""
     files.refuse_existing(arguments.folder / "images", overwrite=arguments.overwrite)
-    for number in range(arguments.cases):
+    for number in range(arguments.first, arguments.first + arguments.cases):
         grey, mask = volume(np.random.default_rng(number))
         for name, data in (("images", grey), ("masks", mask.astype(np.uint8))):
             path = arguments.folder / name / f"small_{number:02d}.nii.gz"

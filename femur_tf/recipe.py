@@ -114,7 +114,14 @@ def _without_idle_steps(recipe: RecipeConfig) -> RecipeConfig:
     return dataclasses.replace(recipe, steps=tuple(step for step in recipe.steps if step.value > 0))
 
 
-def choose(samples: Sequence[Sample], *, method: Method = "dice", specificity: float = 0.99) -> Choice:
+def choose(
+    samples: Sequence[Sample],
+    *,
+    method: Method = "dice",
+    specificity: float = 0.99,
+    gain: float = GAIN,
+    step_gain: float = STEP_GAIN,
+) -> Choice:
     """Choose a recipe on validation cases.
 
     Args:
@@ -122,6 +129,8 @@ def choose(samples: Sequence[Sample], *, method: Method = "dice", specificity: f
       method: how the cut-off is taken from the ROC: largest Dice, Youden's index, or a specificity. Only with
         "dice" are cut-offs near it tried with the steps in place.
       specificity: least specificity, for that method.
+      gain: of mean Dice, above which the cut-off is changed.
+      step_gain: above which a step's value is changed.
 
     Raises:
       ValueError: no sample holds bone, or the specificity cannot be reached.
@@ -132,15 +141,15 @@ def choose(samples: Sequence[Sample], *, method: Method = "dice", specificity: f
     best = dataclasses.replace(prior(samples), cutoff=cutoff)
     score = mean_dice(samples, _without_idle_steps(best))
     shifts = CUTOFF_STEPS if method == "dice" else ()
-    changes = [(functools.partial(_with_cutoff, cutoff=cutoff + shift), GAIN) for shift in shifts]
+    changes = [(functools.partial(_with_cutoff, cutoff=cutoff + shift), gain) for shift in shifts]
     changes += [
-        (functools.partial(_with_step, index=index, value=value), STEP_GAIN)
+        (functools.partial(_with_step, index=index, value=value), step_gain)
         for index, step in enumerate(best.steps)
         for value in CANDIDATES[step.name]
     ]
-    for change, gain in command.track(changes, "recipe"):
+    for change, least in command.track(changes, "recipe"):
         trial = change(best)
         found = mean_dice(samples, _without_idle_steps(trial))
-        if found > score + gain:
+        if found > score + least:
             best, score = trial, found
     return Choice(_without_idle_steps(best), metrics.auc(counts), raw, score)

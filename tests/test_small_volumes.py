@@ -31,3 +31,11 @@ def test_a_cohort_is_written_and_not_overwritten(tmp_path):
     assert np.unique(np.asarray(mask.dataobj)).tolist() == [0, 1]
     with pytest.raises(DataError, match="already exists"):
         small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=2))
+
+
+def test_volumes_of_other_numbers_are_others(tmp_path):
+    small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=1, first=12))
+    (image,) = (tmp_path / "images").iterdir()
+    assert image.name == "small_12.nii.gz"
+    grey, _ = small_volumes.volume(np.random.default_rng(12))
+    np.testing.assert_array_equal(nibabel.load(image).get_fdata(dtype=np.float32), grey)
