@@ -70,6 +70,9 @@ def test_scores_that_are_there_are_not_made_again(tmp_path):
     assert derived.scores(tmp_path, 1.0, 1) == rows
 
 
+SPACING_MM = (1.0, 5.0, 1.0)
+
+
 def square(shape=(20, 3, 20), low=6, high=14):
     """Return a mask of a square in each slice of the middle axis."""
     mask = np.zeros(shape, bool)
@@ -86,7 +89,7 @@ def test_a_mask_is_moved_within_its_slices():
 
 def test_a_shift_is_found_and_undone():
     masks = {1: square()}
-    found = label_ceiling.ceiling(masks, label_ceiling.moved(square(), (2, -1), (0, 2)), across=1)
+    found = label_ceiling.ceiling(masks, label_ceiling.moved(square(), (2, -1), (0, 2)), SPACING_MM)
     assert found.shift == (-2, 1)
     assert found.shifted == found.both == 1.0
     assert found.dice == found.thickened < 0.8
@@ -94,7 +97,7 @@ def test_a_shift_is_found_and_undone():
 
 def test_a_thick_contour_is_found_and_undone():
     masks = {1: square(), 0.25: square(low=5, high=15)}
-    found = label_ceiling.ceiling(masks, square(low=5, high=15), across=1)
+    found = label_ceiling.ceiling(masks, square(low=5, high=15), SPACING_MM)
     assert (found.odds, found.shift, found.both) == (0.25, (0, 0), 1.0)
     assert found.thickened == 1.0 > found.dice
 
@@ -102,9 +105,19 @@ def test_a_thick_contour_is_found_and_undone():
 def test_slices_of_one_mask_alone_are_the_ends():
     reference = square()
     reference[:, 0] = False
-    found = label_ceiling.ceiling({1: square()}, reference, across=1)
+    found = label_ceiling.ceiling({1: square()}, reference, SPACING_MM)
     assert found.dice == pytest.approx(0.8)
     assert found.ends == pytest.approx(0.2)
+
+
+def test_wide_errors_are_undone_and_the_contour_is_not():
+    reference, mask, contour = (square((60, 3, 60), low, 60 - low) for low in (10, 11, 11))
+    reference[:, 0] = contour[:, 0] = False  # the mask has the bone in a slice more
+    mask[0:8, 2, 0:8] = True  # and something beside it
+    found = label_ceiling.ceiling({1: mask}, reference, SPACING_MM)
+    left = 2 * contour.sum() / (contour.sum() + reference.sum())
+    assert found.wide == pytest.approx(left, abs=0.01)  # a disc leaves the corners of a square
+    assert found.dice < left - 0.1
 
 
 def test_a_case_gets_what_the_cases_of_other_folds_choose(tmp_path, monkeypatch):
