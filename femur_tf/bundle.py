@@ -19,6 +19,7 @@ from typing import TypeVar
 import keras
 
 from femur_tf import calibration, config, files, folding, predict, quality, volume
+from femur_tf import model as networks
 from femur_tf.errors import DataError
 
 MODEL, CONFIG, RECIPE, COHORT = "model.keras", "config.json", "recipe.json", "cohort.json"
@@ -140,6 +141,28 @@ def _read(kind: type[T], path: Path) -> T:
     return config.from_dict(kind, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
 
 
+def network(place: Path, settings: config.RunConfig) -> keras.Sequential:
+    """Load the network in a folder, to compute in float32 even where it was trained in mixed precision.
+
+    Args:
+      place: the folder that holds `model.keras`.
+      settings: what it was made with.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    try:
+        found = keras.saving.load_model(place / MODEL, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
+    if all(layer.compute_dtype == layer.variable_dtype for layer in found.layers):
+        return found
+    result = networks.build(settings.model, settings.data.patch)
+    result.set_weights(found.get_weights())
+    return result
+
+
 def load(folder: Path, *, calibrated: bool = True) -> Bundle:
     """Load the model in `folder`.
 
@@ -155,11 +178,7 @@ def load(folder: Path, *, calibrated: bool = True) -> Bundle:
         raise DataError(f"{place / CONFIG}: expected the settings beside the model, found none. Copy the whole folder.")
     settings = _read(config.RunConfig, place / CONFIG)
     chosen = _read(ChosenRecipe, place / RECIPE) if (place / RECIPE).exists() else None
-    try:
-        model = keras.saving.load_model(place / MODEL, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
+    model = network(place, settings)
     if calibrated and chosen and chosen.calibration != calibration.NONE:
         folding.fold(model, chosen.calibration)
     cohort = _read(quality.Cohort, place / COHORT) if (place / COHORT).exists() else None

@@ -112,8 +112,6 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     Raises:
       DataError: the bundle has no recipe.
     """
-    import keras
-
     from femur_tf import bundle as bundles
 
     recipe = bundle.recipe
@@ -125,7 +123,7 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
         extra = temporary / bundles.EXTRA
         extra.mkdir(parents=True)
         # Loaded without its optimizer, whose state is twice the weights.
-        keras.saving.load_model(bundle.folder / bundles.MODEL, compile=False).save(extra / bundles.MODEL)
+        bundles.network(bundle.folder, bundle.settings).save(extra / bundles.MODEL)
         for name in (bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])):
             shutil.copyfile(bundle.folder / name, extra / name)
         (extra / CARD).write_text(card, encoding="utf-8")

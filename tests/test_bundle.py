@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, calibration, config, evaluator, files, study, volume
+from femur_tf import bundle, calibration, config, evaluator, files, study, training, volume
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume
 
@@ -170,3 +170,17 @@ def test_the_digest_is_that_of_all_that_makes_a_map(tmp_path):
     files.write_json(run / bundle.RECIPE, config.to_dict(fitted))
     assert bundle.load(run).digest != digest
     assert bundle.load(run, calibrated=False).digest == digest
+
+
+def test_a_network_trained_in_mixed_precision_computes_in_float32(tmp_path):
+    settings = dataclasses.replace(bright.SETTINGS, train=config.TrainConfig(mixed_precision=True))
+    folder = bright.save_run(tmp_path / "run", settings=settings)
+    plain = bundle.load(folder)
+    mixed = training.compiled(settings)
+    assert {layer.compute_dtype for layer in mixed.layers} != {"float32"}
+    mixed.set_weights(bright.network().get_weights())
+    mixed.save(folder / bundle.MODEL)
+    found = bundle.load(folder)
+    assert {layer.compute_dtype for layer in found.model.layers} == {"float32"}
+    patches = np.random.default_rng(1).integers(0, 256, (64, *plain.model.input_shape[1:]), np.uint8)
+    np.testing.assert_array_equal(found.model.predict(patches, verbose=0), plain.model.predict(patches, verbose=0))
