@@ -49,8 +49,8 @@ class RecipesArguments:
     """The run of each."""
 
 
-def of_study(work: Path, run: str) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
-    """Return the Dice of each validation and of each test case, by rule.
+def of_study(work: Path, run: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the Dice of each case, by rule, part (`validation`, `test`) and name.
 
     Args:
       work: the study.
@@ -74,10 +74,9 @@ def of_study(work: Path, run: str) -> dict[str, tuple[dict[str, float], dict[str
     result = {}
     for rule, (gain, step_gain) in RULES.items():
         chosen = recipe.choose(samples["validation"], gain=gain, step_gain=step_gain).recipe
-        found = {
+        result[rule] = {
             part: dict(zip(names[part], scoring.case_dice(some, chosen), strict=True)) for part, some in samples.items()
         }
-        result[rule] = (found["validation"], found["test"])
     return result
 
 
@@ -89,10 +88,12 @@ def main(arguments: RecipesArguments) -> None:
     found = [of_study(work, arguments.run) for work in arguments.works]
     rows, line = [], {}
     for rule in RULES:
-        validation, test = ([dice for one in found for dice in one[rule][part].values()] for part in (0, 1))
-        rows.append((rule, f"{np.mean(validation):.3f}", f"{np.mean(test):.3f}"))
-        cases = [one[rule][1] for one in found]
-        line[rule] = {"validation": float(np.mean(validation)), "test": float(np.mean(test)), "cases": cases}
+        means = {
+            part: float(np.mean([dice for one in found for dice in one[rule][part].values()]))
+            for part in ("validation", "test")
+        }
+        rows.append((rule, *(f"{mean:.3f}" for mean in means.values())))
+        line[rule] = means | {"cases": [one[rule]["test"] for one in found]}
     command.table(f"Rules, {len(found)} studies", ("rule", "Dice, validation", "Dice, test"), rows)
     command.say(json.dumps(line))
 
