@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from data_prep import cohort, sampling, split
+from data_prep import cohort, fitted, sampling, split
+from data_prep.forecast import Forecast, check_disk, forecast, gigabytes
 from data_prep.suspicions import Suspicion, suspicions
 from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError
+from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
-
-RECORD_BYTES = 90
-"""An example without its patch: label, centre, case name and framing, about."""
-RECORDS_PER_S = 20_000
-"""Examples written a second on two cores: an estimate, for the forecast only."""
-VARIED_PER_S = 15_000_000
-"""Voxels of varied copies made a second on two cores, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +46,9 @@ class PlanArguments:
     """Whose patch scales to plan."""
     scales_mm: str | None = None
     """Distances between patch samples, in mm, separated by commas, 0 for every voxel; in place of the preset's."""
-    copies: int = config.VariationConfig.copies
-    """Volumes that a training case is drawn from: the scan, and copies of it in other poses and intensities."""
+    copies: int | None = None
+    """Volumes that a training case is drawn from: the scan, and copies of it in other poses and intensities; by default
+    12 of whole hips, up to 192 of small volumes."""
     per_case: int = config.SamplingConfig.per_case
     """Examples drawn from each case."""
     n4: bool = False
@@ -66,20 +59,6 @@ class PlanArguments:
     """Draw the split anew, whatever an earlier plan holds."""
     overwrite: bool = False
     """Replace an earlier plan."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-    """What the records of a plan will take."""
-
-    examples: int
-    """Of the train and validation cases; test cases get no records."""
-    patch_bytes: int
-    """On disk, with patches."""
-    index_bytes: int
-    """On disk, with centres and working grids only."""
-    seconds: float
-    """To write the patches, an estimate."""
 
 
 def numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
@@ -127,28 +106,55 @@ def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) ->
     return facts
 
 
-def data_settings(arguments: PlanArguments, facts: Sequence[cohort.Facts]) -> config.DataConfig:
+def data_settings(
+    arguments: PlanArguments, facts: Sequence[cohort.Facts], parts: Mapping[str, study.Part]
+) -> config.DataConfig:
     """Return what the records will hold: the patch rule on the working grid, the grey values, and the sampling.
+
+    Args:
+      arguments: the user's.
+      facts: of every case.
+      parts: of every case.
 
     Raises:
       DataError: a flag out of range.
     """
-    scales_mm = config.PRESETS[arguments.preset].scales_mm
-    if arguments.scales_mm is not None:
-        scales_mm = numbers(arguments.scales_mm, "--scales-mm")
     spacing_mm = cohort.median_spacing(facts)
     if arguments.spacing is not None:
         x, y, z = numbers(arguments.spacing, "--spacing", 3)
         spacing_mm = (x, y, z)
     try:
+        rule, copies = _patch_rule(arguments, facts, spacing_mm), arguments.copies
+        if copies is None:
+            copies = fitted.copies([case for case in facts if parts[case.name] == "train"], spacing_mm)
+            copies = min(copies, max(config.VariationConfig.copies, arguments.per_case))
         return config.DataConfig(
-            patch=config.PatchConfig(spacing_mm=spacing_mm, scales_mm=scales_mm),
+            patch=rule,
             normalisation=config.NormalisationConfig(n4=arguments.n4),
             sampling=config.SamplingConfig(per_case=arguments.per_case),
-            variation=config.VariationConfig(copies=arguments.copies),
+            variation=config.VariationConfig(copies=copies),
         )
     except ValueError as error:
         raise DataError(str(error)) from error
+
+
+def _patch_rule(arguments: PlanArguments, facts: Sequence[cohort.Facts], spacing_mm: Triple) -> config.PatchConfig:
+    """Return the patch rule: the scales asked for, or those of the preset that have more of the volumes to see.
+
+    Raises:
+      DataError, ValueError: a flag out of range.
+    """
+    if arguments.scales_mm is not None:
+        return config.PatchConfig(spacing_mm=spacing_mm, scales_mm=numbers(arguments.scales_mm, "--scales-mm"))
+    rule = config.PatchConfig(spacing_mm=spacing_mm, scales_mm=config.PRESETS[arguments.preset].scales_mm)
+    kept = fitted.scales_with_more_to_see(facts, rule)
+    left_out = ", ".join(f"{scale:g} mm" for scale in rule.scales_mm if scale not in kept)
+    if left_out:
+        command.say(
+            f"Scales left out: {left_out}; patches of the others span half of a volume or more along every axis. "
+            f"To have them: --scales-mm {','.join(f'{scale:g}' for scale in rule.scales_mm)}"
+        )
+    return dataclasses.replace(rule, scales_mm=kept)
 
 
 def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[str, study.Part]:
@@ -191,51 +197,6 @@ def _earlier_parts(arguments: PlanArguments) -> dict[str, study.Part]:
         if arguments.new_split:
             return {}
         raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
-
-
-def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
-    """Forecast the records of a plan."""
-    patch, shapes = (
-        plan.data.patch,
-        {case.name: cohort.working_shape(case, plan.data.patch.spacing_mm) for case in facts},
-    )
-    used = [*plan.part("train"), *plan.part("validation")]
-    examples = plan.data.sampling.per_case * len(used)
-    voxels = [int(np.prod(shapes[case.name])) for case in used]
-    volumes = [plan.volumes(case) for case in used]
-    grids = sum(size * count for size, count in zip(voxels, volumes, strict=True))
-    return Forecast(
-        examples,
-        patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
-        index_bytes=examples * RECORD_BYTES + grids,
-        seconds=examples / RECORDS_PER_S + (grids - sum(voxels)) / VARIED_PER_S,
-    )
-
-
-def check_disk(work: Path, expected: Forecast) -> int:
-    """Return the free disk in bytes, with a warning where the records fit in index-only mode alone.
-
-    Raises:
-      DataError: not even the index-only records fit.
-    """
-    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if expected.index_bytes > free:
-        raise DataError(
-            f"{work}: expected {gigabytes(expected.index_bytes)} of free disk for the records, index-only. "
-            f"Received: {gigabytes(free)}. Free some, or plan fewer examples (--per-case) or a wider --spacing."
-        )
-    if expected.patch_bytes > free:
-        command.warn(
-            f"{work}: {gigabytes(free)} free, patch records need {gigabytes(expected.patch_bytes)}. "
-            "Pass --index-only to data_prep.write_records, free some disk, or plan fewer examples (--per-case)."
-        )
-    return free
-
-
-def gigabytes(size_bytes: int) -> str:
-    """Return a size as a person reads it."""
-    return f"{size_bytes / 1e9:.3g} GB"
 
 
 def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, Sequence[Suspicion]]) -> None:
@@ -281,7 +242,7 @@ def main(arguments: PlanArguments) -> None:
             command.warn(f"{what}, left out: {', '.join(names)}")
     parts = parts_of(arguments, [case.name for case in pairing.pairs], config.SamplingConfig.seed)
     facts = check(pairing.pairs, label=arguments.label, processes=arguments.processes)
-    data = data_settings(arguments, facts)
+    data = data_settings(arguments, facts, parts)
     cases = tuple(
         study.Case(case.name, str(case.image.absolute()), str(case.mask.absolute()), parts[case.name])
         for case in pairing.pairs

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tyro
 
-from data_prep import plan as command_plan
-from data_prep.plan import Forecast, PlanArguments, check_disk, forecast, main, numbers
+from data_prep import forecast as forecasts
+from data_prep.cohort import Facts, Pair
+from data_prep.fitted import copies, scales_with_more_to_see
+from data_prep.forecast import Forecast, check_disk, forecast
+from data_prep.plan import PlanArguments, check, main, numbers
 from femur_tf import files, study
-from femur_tf.config import PRESETS, NormalisationConfig
+from femur_tf.config import PRESETS, NormalisationConfig, PatchConfig
 from femur_tf.errors import DataError
 
 SHAPE = (20, 16, 12)
@@ -55,7 +58,6 @@ def test_a_plan_names_each_case_with_its_files_and_part(cohort: Path) -> None:
     assert (len(plan.part("validation")), len(plan.part("train"))) == (1, 3)
     assert plan.cases[0].image == str(cohort / "images" / "hip_01.nii")
     assert plan.data.patch.spacing_mm == (1.0, 1.0, 2.0)
-    assert plan.data.patch.scales_mm == PRESETS["default"].scales_mm
     assert plan.data.sampling.per_case == 100
 
 
@@ -76,6 +78,57 @@ def test_the_bias_field_is_corrected_on_demand_alone(cohort: Path, n4: bool) -> 
 
 def test_the_preset_chooses_the_scales(cohort: Path) -> None:
     assert _plan(cohort, preset="paper").data.patch.scales_mm == PRESETS["paper"].scales_mm
+
+
+def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
+    cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _plan(cohort)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert plan.data.patch.scales_mm == (0.0,)
+    assert "Scales left out: 3.6 mm; patches of the others span half of a volume or more along every axis." in shown
+    assert "To have them: --scales-mm 0,3.6" in shown
+    assert _plan(cohort, scales_mm="0,3.6", overwrite=True).data.patch.scales_mm == (0.0, 3.6)
+
+
+def _facts(shape: tuple[int, int, int]) -> Facts:
+    return Facts("hip_01", shape, (1.0, 1.0, 1.0), "RAS", "", "", (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "scales_mm"),
+    [
+        ([(64, 64, 64)], (0.0,)),  # patches of 32 voxels span half
+        ([(64, 65, 64)], (0.0, 3.6)),
+        ([(65, 64, 64)], (0.0, 3.6)),
+        ([(256, 256, 256)], (0.0, 3.6)),  # of 32 x 4 voxels as well
+        ([(256, 256, 257)], (0.0, 3.6, 7.2)),
+        ([(30, 30, 30), (64, 64, 64), (400, 400, 400)], (0.0,)),  # the median counts
+    ],
+)
+def test_scales_with_more_to_see(shapes: list[tuple[int, int, int]], scales_mm: tuple[float, ...]) -> None:
+    rule = PatchConfig(spacing_mm=(1.0, 1.0, 1.0), scales_mm=(0.0, 3.6, 7.2))
+    assert scales_with_more_to_see([_facts(shape) for shape in shapes], rule) == scales_mm
+
+
+@pytest.mark.parametrize(
+    ("shape", "cases", "number"),
+    [
+        ((384, 47, 384), 9, 12),  # hips: the least number
+        ((64, 90, 64), 6, 192),
+        ((100, 100, 100), 10, 50),
+        ((35, 51, 35), 500, 16),
+        ((35, 51, 35), 0, 192),
+    ],
+)
+def test_small_volumes_are_copied_more_often(shape: tuple[int, int, int], cases: int, number: int) -> None:
+    assert copies([_facts(shape)] * cases, (1.0, 1.0, 1.0)) == number
+
+
+def test_the_number_of_copies_follows_from_the_training_cases(cohort: Path) -> None:
+    assert _plan(cohort, per_case=1000).data.variation.copies == 192
+    assert _plan(cohort, per_case=100, overwrite=True).data.variation.copies == 100  # an example of each
+    assert _plan(cohort, copies=3, overwrite=True).data.variation.copies == 3
 
 
 def test_the_table_names_every_case_and_what_to_look_at(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,21 +192,19 @@ def test_lonely_files_are_named_and_left_out(cohort: Path, capsys: pytest.Captur
 
 
 def test_the_forecast_is_examples_times_bytes(cohort: Path) -> None:
-    plan = _plan(cohort)
-    facts = command_plan.check(
-        [command_plan.cohort.Pair(case.name, Path(case.image), Path(case.mask)) for case in plan.cases],
+    plan = _plan(cohort, copies=12)
+    facts = check(
+        [Pair(case.name, Path(case.image), Path(case.mask)) for case in plan.cases],
         label=None,
         processes=1,
     )
     expected = forecast(plan, facts)
     assert expected.examples == 400  # of four train and validation cases
-    assert expected.patch_bytes == 400 * (33 * 33 * 6 + 90)
+    assert expected.patch_bytes == 400 * (33 * 33 * 3 + 90)
     # Grids of one validation case, and of three training cases with eleven copies each.
     assert expected.index_bytes == 400 * 90 + (1 + 3 * 12) * 20 * 16 * 12
     copied = 3 * 11 * 20 * 16 * 12
-    assert expected.seconds == pytest.approx(
-        400 / command_plan.RECORDS_PER_S + copied / command_plan.VARIED_PER_S, rel=1e-9
-    )
+    assert expected.seconds == pytest.approx(400 / forecasts.RECORDS_PER_S + copied / forecasts.VARIED_PER_S, rel=1e-9)
 
 
 def test_patches_that_do_not_fit_the_disk_are_told_and_index_only_that_does_not_is_refused(

@@ -18,6 +18,13 @@ def test_a_tube_runs_through_most_of_the_volume_in_one_piece():
     assert mask.any(axis=(0, 2)).sum() > 28  # mm along the volume
 
 
+def test_a_wider_volume_has_the_tube_in_its_middle():
+    grey, mask = small_volumes.volume(np.random.default_rng(0), (45, 55, 51))
+    assert grey.shape == mask.shape == (45, 55, 51)
+    np.testing.assert_allclose(ndimage.center_of_mass(mask), [22, 27, 25], atol=6)
+    assert ndimage.label(mask)[1] == 1
+
+
 def test_other_things_are_as_grey_as_the_tube():
     grey, mask = small_volumes.volume(np.random.default_rng(1))
     low, high = np.percentile(grey[mask], [10, 90])

@@ -1,0 +1,52 @@
+"""Settings that follow from a cohort's volumes: which scales are worth their cost, how many varied copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.cohort import Facts, working_shape
+from femur_tf.config import VariationConfig
+from femur_tf.patch_config import PatchConfig, Triple
+
+SPANNED = 0.5
+"""Share of a volume's extent. In volumes of 35 x 51 x 35 voxels, of which patches of 32 span 0.63 and more, a wider
+scale costs more than it gives; in those of 64 x 90 x 64 it does neither, and of a hip scan patches span a twelfth
+(docs/results.md)."""
+COPIED_VOXELS = 500_000_000
+"""Of all volumes that a cohort's training cases are drawn from: a minute of two cores, and half a gigabyte of
+grids in index mode. Nine hip scans of 7 million voxels would have eight copies each: the least number counts."""
+MOST_COPIES = 192
+
+
+def scales_with_more_to_see(facts: Sequence[Facts], wanted: PatchConfig) -> tuple[float, ...]:
+    """Return the scales of a patch rule that show a network more of a volume than those before them.
+
+    A scale is left out where the patches of one before it span `SPANNED` of the volume, or more, along every axis.
+
+    Args:
+      facts: of the cohort, whose median shape on the working grid counts.
+      wanted: the patch rule with all scales.
+    """
+    shape = np.median([working_shape(case, wanted.spacing_mm) for case in facts], axis=0)
+    kept: list[float] = []
+    widest = np.zeros(3)
+    for scale_mm, steps in zip(wanted.scales_mm, wanted.steps, strict=True):
+        if (widest < SPANNED * shape).any():
+            kept.append(scale_mm)
+            widest = np.maximum(widest, np.multiply(wanted.size, steps))
+    return tuple(kept)
+
+
+def copies(training: Sequence[Facts], spacing_mm: Triple) -> int:
+    """Return how many volumes each training case is drawn from.
+
+    As many as have `COPIED_VOXELS` together, at least `VariationConfig.copies` and at most `MOST_COPIES`.
+
+    Args:
+      training: facts of the training cases.
+      spacing_mm: of the working grid.
+    """
+    voxels = sum(int(np.prod(working_shape(case, spacing_mm))) for case in training)
+    return min(MOST_COPIES, max(VariationConfig.copies, COPIED_VOXELS // max(1, voxels)))

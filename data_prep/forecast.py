@@ -1,0 +1,80 @@
+"""What the records of a plan will take: disk and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import cohort
+from femur_tf import command, study
+from femur_tf.errors import DataError
+
+RECORD_BYTES = 90
+"""An example without its patch: label, centre, case name and framing, about."""
+RECORDS_PER_S = 20_000
+"""Examples written a second on two cores: an estimate, for the forecast only."""
+VARIED_PER_S = 15_000_000
+"""Voxels of varied copies made a second on two cores, likewise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What the records of a plan will take."""
+
+    examples: int
+    """Of the train and validation cases; test cases get no records."""
+    patch_bytes: int
+    """On disk, with patches."""
+    index_bytes: int
+    """On disk, with centres and working grids only."""
+    seconds: float
+    """To write the patches, an estimate."""
+
+
+def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
+    """Forecast the records of a plan."""
+    patch, shapes = (
+        plan.data.patch,
+        {case.name: cohort.working_shape(case, plan.data.patch.spacing_mm) for case in facts},
+    )
+    used = [*plan.part("train"), *plan.part("validation")]
+    examples = plan.data.sampling.per_case * len(used)
+    voxels = [int(np.prod(shapes[case.name])) for case in used]
+    volumes = [plan.volumes(case) for case in used]
+    grids = sum(size * count for size, count in zip(voxels, volumes, strict=True))
+    return Forecast(
+        examples,
+        patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
+        index_bytes=examples * RECORD_BYTES + grids,
+        seconds=examples / RECORDS_PER_S + (grids - sum(voxels)) / VARIED_PER_S,
+    )
+
+
+def check_disk(work: Path, expected: Forecast) -> int:
+    """Return the free disk in bytes, with a warning where the records fit in index-only mode alone.
+
+    Raises:
+      DataError: not even the index-only records fit.
+    """
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if expected.index_bytes > free:
+        raise DataError(
+            f"{work}: expected {gigabytes(expected.index_bytes)} of free disk for the records, index-only. "
+            f"Received: {gigabytes(free)}. Free some, or plan fewer examples (--per-case) or a wider --spacing."
+        )
+    if expected.patch_bytes > free:
+        command.warn(
+            f"{work}: {gigabytes(free)} free, patch records need {gigabytes(expected.patch_bytes)}. "
+            "Pass --index-only to data_prep.write_records, free some disk, or plan fewer examples (--per-case)."
+        )
+    return free
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Return a size as a person reads it."""
+    return f"{size_bytes / 1e9:.3g} GB"
