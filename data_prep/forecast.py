@@ -17,7 +17,7 @@ RECORD_BYTES = 90
 """An example without its patch: label, centre, case name and framing, about."""
 RECORDS_PER_S = 20_000
 """Examples written a second on two cores: an estimate, for the forecast only."""
-VARIED_PER_S = 15_000_000
+VARIED_PER_S = 9_000_000
 """Voxels of varied copies made a second on two cores, likewise."""
 
 
