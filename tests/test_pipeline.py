@@ -38,6 +38,8 @@ def work(cohort) -> Path:
     """The study, from the plan to the exported model."""
     work = cohort / "work"
     flags = {"images": cohort / "images", "masks": cohort / "masks", "test": "4", "validation": 1, "per_case": 600}
+    # What a plan of whole hips has: of volumes as coarse as these it leaves the second scale out.
+    flags |= {"scales_mm": "0,3.6", "copies": 12}
     plan.main(plan.PlanArguments(work, processes=1, **flags))
     write_records.main(write_records.WriteArguments(work, processes=1))
     files.write_json(cohort / "tiny.json", TINY)
