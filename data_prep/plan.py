@@ -226,6 +226,8 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecas
     command.say(
         f"Examples: {expected.examples:,}; {plan.data.sampling.per_case:,} a case ({kinds}), none of test cases."
     )
+    varied = plan.data.variation.copies - 1
+    command.say(f"A training case is its scan and {varied} varied {'copy' if varied == 1 else 'copies'} of it.")
     command.say(
         f"Records: {gigabytes(expected.patch_bytes)} on disk, about {max(1, round(expected.seconds / 60))} min "
         f"(estimate); index-only {gigabytes(expected.index_bytes)}. Free: {gigabytes(free_bytes)}."

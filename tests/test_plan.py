@@ -138,6 +138,7 @@ def test_the_table_names_every_case_and_what_to_look_at(cohort: Path, capsys: py
     assert all(f"hip_{n:02d}" in shown for n in range(1, 8))
     assert "hip_07: 2 x 1 x 2 mm is far along x from the median 1 x 1 x 2 mm: will be resampled to" in shown
     assert "Cases: 7 (4 train, 1 validation, 2 test); 1 will be resampled." in shown
+    assert "A training case is its scan and 99 varied copies of it." in shown
     assert "Next: python -m data_prep.write_records" in shown
 
 
