@@ -39,14 +39,16 @@ def scales_with_more_to_see(facts: Sequence[Facts], wanted: PatchConfig) -> tupl
     return tuple(kept)
 
 
-def copies(training: Sequence[Facts], spacing_mm: Triple) -> int:
+def copies(training: Sequence[Facts], spacing_mm: Triple, per_case: int) -> int:
     """Return how many volumes each training case is drawn from.
 
-    As many as have `COPIED_VOXELS` together, at least `VariationConfig.copies` and at most `MOST_COPIES`.
+    As many as have `COPIED_VOXELS` together; at most `MOST_COPIES` and one an example, at least
+    `VariationConfig.copies`.
 
     Args:
       training: facts of the training cases.
       spacing_mm: of the working grid.
+      per_case: examples drawn from each.
     """
     voxels = sum(int(np.prod(working_shape(case, spacing_mm))) for case in training)
-    return min(MOST_COPIES, max(VariationConfig.copies, COPIED_VOXELS // max(1, voxels)))
+    return max(VariationConfig.copies, min(MOST_COPIES, per_case, COPIED_VOXELS // max(1, voxels)))

@@ -12,6 +12,8 @@ import numpy as np
 from data_prep import cohort
 from femur_tf import command, study
 from femur_tf.errors import DataError
+from femur_tf.patch_config import PatchConfig
+from femur_tf.records import Mode
 
 RECORD_BYTES = 90
 """An example without its patch: label, centre, case name and framing, about."""
@@ -35,6 +37,11 @@ class Forecast:
     """To write the patches, an estimate."""
 
 
+def example_bytes(patch: PatchConfig, mode: Mode) -> int:
+    """Return what an example takes on disk, about."""
+    return RECORD_BYTES + ((patch.size + 1) ** 2 * patch.channels if mode == "patches" else 0)
+
+
 def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
     """Forecast the records of a plan."""
     patch, shapes = (
@@ -48,8 +55,8 @@ def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
     grids = sum(size * count for size, count in zip(voxels, volumes, strict=True))
     return Forecast(
         examples,
-        patch_bytes=examples * ((patch.size + 1) ** 2 * patch.channels + RECORD_BYTES),
-        index_bytes=examples * RECORD_BYTES + grids,
+        patch_bytes=examples * example_bytes(patch, "patches"),
+        index_bytes=examples * example_bytes(patch, "index") + grids,
         seconds=examples / RECORDS_PER_S + (grids - sum(voxels)) / VARIED_PER_S,
     )
 

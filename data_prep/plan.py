@@ -126,8 +126,8 @@ def data_settings(
     try:
         rule, copies = _patch_rule(arguments, facts, spacing_mm), arguments.copies
         if copies is None:
-            copies = fitted.copies([case for case in facts if parts[case.name] == "train"], spacing_mm)
-            copies = min(copies, max(config.VariationConfig.copies, arguments.per_case))
+            training = [case for case in facts if parts[case.name] == "train"]
+            copies = fitted.copies(training, spacing_mm, arguments.per_case)
         return config.DataConfig(
             patch=rule,
             normalisation=config.NormalisationConfig(n4=arguments.n4),

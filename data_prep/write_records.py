@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import sampling, variation
+from data_prep.forecast import example_bytes
 from femur_tf import command, config, files, machine, quiet, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -224,11 +225,10 @@ def check_disk(work: Path, patch: config.PatchConfig, examples: int, mode: recor
     Raises:
       DataError: it cannot.
     """
-    one = 90 + ((patch.size + 1) ** 2 * patch.channels if mode == "patches" else 0)
-    free = shutil.disk_usage(work).free
-    if one * examples > free:
+    wanted, free = examples * example_bytes(patch, mode), shutil.disk_usage(work).free
+    if wanted > free:
         raise DataError(
-            f"{work}: expected {one * examples / 1e9:.1f} GB of free disk for {examples} examples. "
+            f"{work}: expected {wanted / 1e9:.1f} GB of free disk for {examples} examples. "
             f"Received: {free / 1e9:.1f} GB. Free some, plan fewer examples (--per-case), or pass --index-only."
         )
 

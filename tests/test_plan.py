@@ -22,13 +22,21 @@ SHAPE = (20, 16, 12)
 """The promise of every command; the best of three, because a busy machine is no slow program."""
 
 
-def _add(folder: Path, name: str, *, seed: int, spacing_mm: float = 1.0, mask_value: int = 1) -> None:
+def _add(
+    folder: Path,
+    name: str,
+    *,
+    seed: int,
+    spacing_mm: float = 1.0,
+    mask_value: int = 1,
+    shape: tuple[int, int, int] = SHAPE,
+) -> None:
     affine = np.diag([spacing_mm, 1.0, 2.0, 1.0])
-    mask = np.zeros(SHAPE, np.uint8)
+    mask = np.zeros(shape, np.uint8)
     mask[3:7, 5:10, 3:9] = mask[13:17, 5:10, 3:9] = mask_value
     mask[3, 5, 3 + seed % 6] = 0  # so that no two masks are the same
     mask[13, 5 + seed // 6 % 5, 3] = 0
-    image = np.random.default_rng(seed).integers(0, 200, SHAPE).astype(np.int16)
+    image = np.random.default_rng(seed).integers(0, 200, shape).astype(np.int16)
     for kind, data in (("images", image), ("masks", mask)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(data, affine), folder / kind / f"{name}.nii")
@@ -80,6 +88,12 @@ def test_the_preset_chooses_the_scales(cohort: Path) -> None:
     assert _plan(cohort, preset="paper").data.patch.scales_mm == PRESETS["paper"].scales_mm
 
 
+def test_a_plan_of_larger_volumes_has_the_scales_of_its_preset(tmp_path: Path) -> None:
+    for seed in range(1, 7):
+        _add(tmp_path, f"hip_{seed:02d}", seed=seed, shape=(66, 16, 12))
+    assert _plan(tmp_path).data.patch.scales_mm == PRESETS["default"].scales_mm
+
+
 def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
     cohort: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +136,7 @@ def test_scales_with_more_to_see(shapes: list[tuple[int, int, int]], scales_mm: 
     ],
 )
 def test_small_volumes_are_copied_more_often(shape: tuple[int, int, int], cases: int, number: int) -> None:
-    assert copies([_facts(shape)] * cases, (1.0, 1.0, 1.0)) == number
+    assert copies([_facts(shape)] * cases, (1.0, 1.0, 1.0), 48_000) == number
 
 
 def test_the_number_of_copies_follows_from_the_training_cases(cohort: Path) -> None:
