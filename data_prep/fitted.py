@@ -13,7 +13,7 @@ from femur_tf.patch_config import PatchConfig, Triple
 SPANNED = 0.5
 """Share of a volume's extent. In volumes of 35 x 51 x 35 voxels, of which patches of 32 span 0.63 and more, a wider
 scale costs more than it gives; in those of 64 x 90 x 64 it does neither, and of a hip scan patches span a twelfth
-(docs/results.md)."""
+(docs/experiments.md)."""
 COPIED_VOXELS = 500_000_000
 """Of all volumes that a cohort's training cases are drawn from: a minute of two cores, and half a gigabyte of
 grids in index mode. Nine hip scans of 7 million voxels would have eight copies each: the least number counts."""

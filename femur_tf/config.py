@@ -268,4 +268,4 @@ PRESETS = {
     ),
 }
 """`paper` is Table 1 of the source, with our widths, momentum, L2 and late fusion where it is silent; `default` is the
-best measured (docs/results.md)."""
+best measured (docs/results.md, docs/experiments.md)."""

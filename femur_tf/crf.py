@@ -41,7 +41,7 @@ _TIE_MM = 1e-6  # a radius of exactly n voxels reaches n voxels, whatever the ro
 
 @dataclasses.dataclass(frozen=True)
 class CrfConfig:
-    """The kernels, their window and the number of updates (the values are our choice, docs/results.md)."""
+    """The kernels, their window and the number of updates (the values are our choice, docs/experiments.md)."""
 
     smoothness_weight: float = 1.0
     """Log-odds that a neighbourhood of one opinion adds through the smoothness kernel; 0 switches it off."""

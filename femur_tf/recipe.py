@@ -27,7 +27,7 @@ GAIN = 1e-3
 
 STEP_GAIN = 5e-3
 """Smallest gain for which a step's value is changed: what it guards against may be in none of the cases
-(docs/results.md)."""
+(docs/experiments.md)."""
 
 CANDIDATES: dict[str, tuple[float, ...]] = {
     "opening": (0.0, 1.0, 2.0, 3.0, 4.0),

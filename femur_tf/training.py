@@ -25,7 +25,7 @@ from femur_tf.errors import DataError
 
 AUC_THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-16, 16, 257)))).tolist())
 """Probabilities between which ranks are told apart, an eighth of a logit from each other. Keras's own, evenly spaced in
-probability, hold most examples of a network that is sure in their first and last interval (docs/results.md)."""
+probability, hold most examples of a network that is sure in their first and last interval (docs/experiments.md)."""
 
 ENDLESS = 100_000
 """Epochs of a run that minutes end."""

@@ -56,6 +56,18 @@ def test_links_lead_somewhere(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
+def _anchors(page):
+    """Return the anchors of a page's headings, as they are shown on the web."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_anchors_of_links_are_headings(page):
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert not [(to, anchor) for to, anchor in links if anchor not in _anchors(page.parent / to if to else page)]
+
+
 def test_architecture_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     modules = {path.stem for folder in ("femur_tf", "data_prep") for path in (ROOT / folder).glob("[a-z]*.py")}
