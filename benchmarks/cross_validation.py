@@ -109,7 +109,7 @@ def main(arguments: FoldsArguments) -> None:
     again = pooled(folders)
     table = np.array([[*(row[name] for name in NAMES), again[row["case"]]] for row in rows], float)
     columns = (*NAMES, "pooled")
-    mean, deviation = table.mean(axis=0), table.std(axis=0, ddof=1)
+    mean, deviation = table.mean(axis=0), table.std(axis=0)
     lines = [(row["case"], *(f"{v:.3f}" for v in values)) for row, values in zip(rows, table, strict=True)]
     lines.append(("mean", *(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, deviation, strict=True))))
     command.table(f"{arguments.folds} folds of {len(names)} cases", ("case", *columns), sorted(lines[:-1]) + lines[-1:])

@@ -78,14 +78,20 @@ def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]
 
     Returns:
       One row of `reports/default/test.json` for each test case.
-    """
-    found = scores_path(folder)
-    if not found.exists():
-        from femur_tf import training
 
-        manifest = write_records.write(folder, processes=processes)
-        run = train.settings(train.TrainArguments(folder, preset=PRESET, minutes=minutes), manifest.data)
-        training.train(study.records_path(folder), study.run_path(folder, PRESET), run)
+    Raises:
+      DataError: the folder holds a run with other settings, as of an earlier `default`.
+    """
+    from femur_tf import training
+
+    found, run = scores_path(folder), study.run_path(folder, PRESET)
+    settings = train.settings(
+        train.TrainArguments(folder, preset=PRESET, minutes=minutes), study.read_plan(folder).data
+    )
+    training.require_same_settings(run, settings)
+    if not found.exists():
+        write_records.write(folder, processes=processes)
+        training.train(study.records_path(folder), run, settings)
         evaluate.main(evaluate.EvaluateArguments(folder, cohort=False, max_memory=MEMORY_MB))
         evaluate.main(evaluate.EvaluateArguments(folder, part="test", max_memory=MEMORY_MB))
     if records.manifest_path(study.records_path(folder)).exists():

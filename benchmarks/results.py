@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from data_prep import cohort
+from data_prep import cohort, split
 from femur_tf import calibration, command, evaluate, files, metrics, postprocess, quiet, study, volume
-from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -52,16 +51,11 @@ def chosen(data: Path, numbers: str) -> list[study.Case]:
     """Return the cases of a folder whose names end with one of the numbers.
 
     Raises:
-      DataError: no case ends with one of them.
+      DataError: no case, or more than one, ends with one of them.
     """
-    pairing = cohort.pair(data / "images", data / "masks")
-    found = []
-    for number in numbers.split(","):
-        here = [pair for pair in pairing.pairs if pair.name.endswith(number)]
-        if len(here) != 1:
-            raise DataError(f"{data}: expected one case whose name ends with {number}. Received: {len(here)}.")
-        found.append(study.Case(here[0].name, str(here[0].image), str(here[0].mask), "test"))
-    return found
+    pairs = {pair.name: pair for pair in cohort.pair(data / "images", data / "masks").pairs}
+    wanted = sorted(split.named(numbers.split(","), list(pairs)))
+    return [study.Case(name, str(pairs[name].image), str(pairs[name].mask), "test") for name in wanted]
 
 
 def draw(

@@ -90,11 +90,12 @@ def train(folder: Path, plan: study.Plan, *, minutes: float, seed: int, overwrit
       overwrite: train anew where the folder holds a run.
 
     Raises:
-      DataError: the folder holds a run with other minutes or another seed.
+      DataError: the folder holds a run with other minutes, another seed or other cases.
     """
     if overwrite:
         files.remove(folder)
-    settings = {"minutes": minutes, "seed": seed}
+    learned = {part: [case.name for case in plan.part(part)] for part in ("train", "validation")}
+    settings = {"minutes": minutes, "seed": seed, **learned}
     written = folder / "settings.json"
     found = files.read_json(written) if written.exists() else settings
     if found != settings:

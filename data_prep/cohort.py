@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from scipy import ndimage
 
-from femur_tf import image_io, postprocess
+from femur_tf import image_io, postprocess, volume
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
 from femur_tf.volume import Volume, canonical, spacings_agree
@@ -187,6 +187,17 @@ def duplicates(facts: Sequence[Facts]) -> tuple[Problem, ...]:
     return tuple(found)
 
 
+def names_of_copies(names: Collection[str]) -> tuple[Problem, ...]:
+    """Return a problem for each case named as the varied copies of another are: NAME~1, NAME~2."""
+    found = []
+    for name in names:
+        of, tilde, number = name.rpartition("~")
+        if tilde and number.isdecimal() and of in names:
+            message = f"expected a name that no copy has. Received: {name}, which is a varied copy of {of}. Rename it"
+            found.append(Problem(name, message))
+    return tuple(found)
+
+
 def median_spacing(facts: Sequence[Facts]) -> Triple:
     """Return the median spacing along canonical x, y, z over the cases, rounded to 0.001 mm."""
     x, y, z = np.median([case.spacing_mm for case in facts], axis=0).round(3).tolist()
@@ -199,12 +210,17 @@ def resampled(case: Facts, spacing_mm: Triple) -> bool:
 
 
 def working_shape(case: Facts, spacing_mm: Triple) -> tuple[int, int, int]:
-    """Return the voxels of a case on the working grid, along canonical x, y, z."""
+    """Return the voxels of a case on the working grid, along canonical x, y, z.
+
+    Raises:
+      DataError: too many, as where a file gives lengths in another unit than mm.
+    """
     if not resampled(case, spacing_mm):
         return case.shape
-    wanted = np.multiply(case.shape, np.divide(case.spacing_mm, spacing_mm))
-    x, y, z = np.maximum(1, np.round(wanted)).astype(int).tolist()
-    return x, y, z
+    try:
+        return volume.working_shape(case.shape, case.spacing_mm, spacing_mm)
+    except ValueError as error:
+        raise DataError(f"{case.name}: {error}") from error
 
 
 def millimetres(lengths: Iterable[float]) -> str:

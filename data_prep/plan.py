@@ -99,7 +99,7 @@ def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) ->
         )
     facts = tuple(found for found in measured if isinstance(found, cohort.Facts))
     problems = [problem for found in measured if isinstance(found, tuple) for problem in found]
-    problems += cohort.duplicates(facts)
+    problems += (*cohort.duplicates(facts), *cohort.names_of_copies([pair.name for pair in pairs]))
     if problems:
         lines = "\n".join(f"  {problem.name}: {problem.message}" for problem in problems)
         raise DataError(f"Expected {len(pairs)} usable cases. Received {len(problems)} problems:\n{lines}")
@@ -111,6 +111,8 @@ def data_settings(
 ) -> config.DataConfig:
     """Return what the records will hold: the patch rule on the working grid, the grey values, and the sampling.
 
+    Test cases decide none of it.
+
     Args:
       arguments: the user's.
       facts: of every case.
@@ -119,14 +121,15 @@ def data_settings(
     Raises:
       DataError: a flag out of range.
     """
-    spacing_mm = cohort.median_spacing(facts)
+    known = [case for case in facts if parts[case.name] != "test"]
+    spacing_mm = cohort.median_spacing(known)
     if arguments.spacing is not None:
         x, y, z = numbers(arguments.spacing, "--spacing", 3)
         spacing_mm = (x, y, z)
     try:
-        rule, copies = _patch_rule(arguments, facts, spacing_mm), arguments.copies
+        rule, copies = _patch_rule(arguments, known, spacing_mm), arguments.copies
         if copies is None:
-            training = [case for case in facts if parts[case.name] == "train"]
+            training = [case for case in known if parts[case.name] == "train"]
             copies = fitted.copies(training, spacing_mm, arguments.per_case)
         return config.DataConfig(
             patch=rule,

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -247,7 +248,7 @@ def write(
       overwrite: write again what another plan has made.
 
     Raises:
-      DataError: no plan, records of another plan, or not enough disk.
+      DataError: no plan, records of another plan, not enough disk, or not enough memory for so many processes.
     """
     plan = study.read_plan(work)
     folder = study.records_path(work)
@@ -263,9 +264,18 @@ def write(
     workers = max(1, min(processes, len(todo)))
     with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=machine.end_with_parent) as pool:
         futures = [pool.submit(write_case, work, plan, case, mode) for case in todo]
-        for future in command.track(concurrent.futures.as_completed(futures), "cases", total=len(futures)):
-            written = future.result()
-            done[written.case] = written
+        try:
+            for future in command.track(concurrent.futures.as_completed(futures), "cases", total=len(futures)):
+                written = future.result()
+                done[written.case] = written
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{folder}: expected every process to write its cases. Received: one was ended from outside, most "
+                f"often for want of memory. Pass fewer --processes than {workers}; cases that are written are kept."
+            ) from error
+        except DataError:
+            pool.shutdown(wait=False, cancel_futures=True)  # told at once, not when the other cases are written
+            raise
     manifest = records.Manifest(plan.data, mode, tuple(entry for entry in done.values() if entry))
     files.write_json(records.manifest_path(folder), config.to_dict(manifest))
     return manifest

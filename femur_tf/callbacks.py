@@ -7,13 +7,18 @@ import dataclasses
 import io
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from femur_tf import bundle as bundles
 from femur_tf import command, config, files, machine, model
+from femur_tf.errors import DataError
 
+EVERY = 10
+"""Steps between two looks at the loss: each waits for the device."""
 FINAL_SHARE = 0.01
 """Of the learning rate, reached at the end of a cosine schedule."""
 
@@ -117,7 +122,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Move the bar; stop when the minutes are used."""
         share = self.share(batch + 1)
-        if batch % 10 == 0 or share >= 1:
+        if batch % EVERY == 0 or share >= 1:
             loss = (logs or {}).get("loss", math.nan)
             text = f"epoch {self.epoch + 1}, step {batch + 1}/{self.steps}, loss {loss:.4f}"
             self.display.update(self.bar, completed=100 * share, description=text)
@@ -128,6 +133,48 @@ class Progress(keras.callbacks.Callback):
         """Print the epoch's line."""
         values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         self.display.console.print(f"epoch {epoch + 1}: {values}  ({self.clock.seconds() / 60:.1f} min)")
+
+
+class Diverged(DataError):
+    """The loss of a training, or a weight, is no number any more."""
+
+
+class Finite(keras.callbacks.Callback):
+    """Ends a run that has diverged; list it before what keeps anything of an epoch.
+
+    Raises `Diverged`. What the epochs before have left stays as it is.
+    """
+
+    def __init__(self, folder: Path, settings: config.TrainConfig) -> None:
+        """Keep what the message names: the run folder and the settings."""
+        super().__init__()
+        self.folder, self.settings = folder, settings
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Note the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Look at the loss."""
+        if batch % EVERY == 0:
+            self._require({"loss": (logs or {}).get("loss", 0.0)}, f"in step {batch + 1} of epoch {self.epoch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Look at all figures, and at the weights, which the last step may have spoilt."""
+        when = f"after epoch {epoch + 1}"
+        self._require(logs or {}, when)
+        self._require({weight.path: float(np.abs(weight.numpy()).max()) for weight in self.model.weights}, when)
+
+    def _require(self, values: Mapping[str, float], when: str) -> None:
+        """Raise unless all values are numbers."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                lower = f"--set train.learning_rate={self.settings.learning_rate / 4:g}"
+                raise Diverged(
+                    f"{name} is {value} {when} of {self.folder}, expected a number: the training has diverged. "
+                    f"Start it anew with a lower learning rate ({lower}) and --overwrite."
+                )
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:

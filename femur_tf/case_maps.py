@@ -18,6 +18,9 @@ from femur_tf import calibration, command, files, measures, metrics, postprocess
 from femur_tf.config import PredictConfig, RecipeConfig
 from femur_tf.volume import Volume, from_working
 
+FAILED_DICE = 0.5
+"""A segmentation below it has failed (source: cases under 0.50 are told apart)."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaseMap:
@@ -33,11 +36,12 @@ class CaseMap:
         image = self.loaded.image.volume
         return recipe.Sample(from_working(map_, image), self.loaded.reference, image.spacing_mm)
 
-    def profile(self, chosen: RecipeConfig, settings: calibration.Calibration) -> measures.Profile:
-        """Return what is measured of the case's mask, map and grey values."""
+    def profile(self, chosen: RecipeConfig, settings: calibration.Calibration) -> tuple[measures.Profile, float]:
+        """Return what is measured of the case's mask, map and grey values, and the mask's Dice."""
         sample, affine = self.sample(settings), self.loaded.image.volume.affine
         mask = postprocess.apply(sample.probability, chosen, spacing_mm=sample.spacing_mm)
-        return measures.profile(Volume(sample.probability, affine), mask, self.loaded.working, chosen.cutoff)
+        found = measures.profile(Volume(sample.probability, affine), mask, self.loaded.working, chosen.cutoff)
+        return found, metrics.dice(mask, sample.reference)
 
 
 def read(
@@ -101,6 +105,8 @@ def cohort(
 ) -> quality.Cohort | None:
     """Return what is usual among the training and validation cases; None of fewer than two.
 
+    A case that failed, its Dice below `FAILED_DICE`, is named and left out: with it, any failure would be usual.
+
     Args:
       bundle: the model, not calibrated.
       plan: of the study; its test cases are not read.
@@ -108,7 +114,11 @@ def cohort(
       settings: the calibration.
       options: how maps are computed.
     """
-    cases: Iterable[study.Case] = [*plan.part("validation"), *plan.part("train")]
-    maps = (read(bundle, plan, case, options) for case in command.track(cases, "cohort"))
-    profiles = [one.profile(chosen, settings) for one in maps]
+    profiles = []
+    for case in command.track([*plan.part("validation"), *plan.part("train")], "cohort"):
+        found, dice = read(bundle, plan, case, options).profile(chosen, settings)
+        if dice < FAILED_DICE:
+            command.warn(f"{case.name}: a Dice of {dice:.2f} has failed, and tells nothing of what is usual. Left out.")
+        else:
+            profiles.append(found)
     return quality.build(profiles) if len(profiles) > 1 else None

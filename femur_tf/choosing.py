@@ -91,7 +91,9 @@ def save_cohort(
     """
     found = case_maps.cohort(bundle, plan, chosen.recipe, chosen.calibration, options)
     if found is None:
-        command.warn("The quality flag needs two training or validation cases or more: it is left out.")
+        command.warn(
+            "The quality flag needs two or more training or validation cases that have not failed: it is left out."
+        )
         return
     files.write_json(bundle.folder / bundles.COHORT, config.to_dict(found))
     command.say(f"Cohort of {found.cases} cases saved: {bundle.folder / bundles.COHORT}")

@@ -51,16 +51,17 @@ def _read(shards: list[str], seed: int, number: tf.Tensor, shuffle: int) -> tf.d
     return dataset.shuffle(shuffle, seed=number + seed * 100_003) if shuffle else dataset
 
 
-def _gather(folder: Path, manifest: records.Manifest, part: str) -> tf.types.experimental.GenericFunction:
-    """Return a function (case, centre) -> patches that cuts from the working grids of index mode."""
+def _gather(
+    folder: Path, manifest: records.Manifest, part: str, rule: PatchConfig
+) -> tf.types.experimental.GenericFunction:
+    """Return a function (case, centre) -> patches of `rule` that cuts from the working grids of index mode."""
     cutters = {
-        Path(grid.name).stem.encode(): Cutter.of(np.load(folder / grid.name), manifest.data.patch)
+        Path(grid.name).stem.encode(): Cutter.of(np.load(folder / grid.name), rule)
         for case in manifest.cases
         if case.part == part
         for grid in case.grids
     }
-    patch = manifest.data.patch
-    shape = (patch.size + 1, patch.size + 1, patch.channels)
+    shape = (rule.size + 1, rule.size + 1, rule.channels)
 
     def cut(cases: np.ndarray, centres: np.ndarray) -> np.ndarray:
         result = np.empty((len(cases), *shape), np.uint8)
@@ -202,7 +203,8 @@ def _finisher(
     """Return a function (batch's number, serialized examples, number of the pass) -> (patch, label)."""
     held = manifest.data.patch
     channels = channels_of(rule, held, str(records.manifest_path(folder)))
-    gather = _gather(folder, manifest, part) if manifest.mode == "index" else None
+    # By the run's own rule: the planes of all towers of the records may take several times the memory.
+    gather = _gather(folder, manifest, part, rule) if manifest.mode == "index" else None
 
     def finish(number: tf.Tensor, serialized: tf.Tensor, turn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Parse, draw by class and augment one batch."""
@@ -211,9 +213,12 @@ def _finisher(
         if training and bone_share:
             places = draws.redraw(example["label"], bone_share, tf.random.fold_in(seeds, 1))
             example = {name: tf.gather(values, places) for name, values in example.items()}
-        patch = example["patch"] if gather is None else gather(example["case"], example["centre"])
-        if channels != list(range(held.channels)):
-            patch = tf.gather(patch, channels, axis=-1)
+        if gather:
+            patch = gather(example["case"], example["centre"])
+        elif channels == list(range(held.channels)):
+            patch = example["patch"]
+        else:
+            patch = tf.gather(example["patch"], channels, axis=-1)
         patch = augment(patch, training, rule, seeds) if training else patch[:, : rule.size, : rule.size]
         return patch, tf.cast(example["label"], tf.float32)[:, None]
 

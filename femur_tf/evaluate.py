@@ -102,9 +102,13 @@ def _mean_row(scores: list[CaseScore]) -> list[str]:
     return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
 
 
-def _defined(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values with None, JSON's null, for undefined scores: JSON has no NaN."""
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+def _defined(values: Any) -> Any:
+    """Return values, and what they hold, with None, JSON's null, for undefined scores: JSON has no NaN."""
+    if isinstance(values, dict):
+        return {name: _defined(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_defined(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel import filebasedimages, openers, spatialimages
 
-from femur_tf import dicom_geometry, files
+from femur_tf import command, files, header_geometry, intensity
 from femur_tf.errors import DataError, WriteError
 from femur_tf.volume import Volume, lps_affine, require_same_grid, to_lps
 
@@ -39,6 +39,8 @@ class Image:
     path: Path
     header: nibabel.Nifti1Header | None = None
     """The header of a NIfTI file, which results keep; None for other formats."""
+    doubt: str | None = None
+    """What the file leaves open of its geometry, and what is assumed; None where it leaves nothing open."""
 
 
 def _error(path: Path, expected: str, received: object, advice: str) -> DataError:
@@ -56,6 +58,15 @@ def _library(
     except (*LIBRARY_ERRORS, EOFError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).rpartition("ERROR: ")[2].split()).rstrip(".") or type(error).__name__
         raise kind(f"{path}: expected {expected}. Received: {reason}. {advice}") from error
+
+
+@contextlib.contextmanager
+def _named(file: object, advice: str = "") -> Iterator[None]:
+    """Turn a `ValueError` of what a file holds into an error that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{file}: {error}{advice}") from error
 
 
 def image_suffix(path: Path) -> str | None:
@@ -103,7 +114,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def read_image(path: Path) -> Image:
-    """Read a volume.
+    """Read a volume, and warn where its geometry is assumed or a fill value would squeeze its grey values.
 
     Args:
       path: a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
@@ -112,8 +123,17 @@ def read_image(path: Path) -> Image:
       The voxels in the file's axis order, with its intensity scale applied; a fourth axis of length 1 is dropped.
 
     Raises:
-      DataError: nothing there, unreadable, not 3-D, several series or an uneven one, no geometry, non-finite voxels.
+      DataError: nothing there, unreadable, not 3-D, several series or an uneven one, bad geometry, non-finite voxels.
     """
+    image = _read(path)
+    for doubt in (image.doubt, intensity.fill_doubt(image.volume.data)):
+        if doubt:
+            command.warn(f"{path}: {doubt}")
+    return image
+
+
+def _read(path: Path) -> Image:
+    """Read a volume as `read_image` does, without a warning."""
     if not path.exists():
         raise _error(path, "an image file or a DICOM folder", "nothing there", "Check the path.")
     if path.is_dir():
@@ -124,7 +144,9 @@ def read_image(path: Path) -> Image:
     if suffix:
         with _library(path):
             image = sitk.ReadImage(str(path))
-        return _from_sitk(image, path)
+        result = _from_sitk(image, path)
+        with path.open("rb") as stream, _named(path):
+            return dataclasses.replace(result, doubt=header_geometry.text_doubt(stream, result.volume.affine))
     raise _error(path, f"{', '.join(READABLE)} or a DICOM folder", "another file", "Convert it, or hand in the folder.")
 
 
@@ -139,19 +161,10 @@ def _read_nifti(path: Path) -> Image:
             while stream.read(2**24):  # to the end, where gzip's checksum is
                 pass
         data = np.asarray(image.dataobj)
-    _check_lengths(raw, path)
-    return Image(_volume(data, image.affine, path), path, image.header)
-
-
-def _check_lengths(header: nibabel.Nifti1Header, path: Path) -> None:
-    """Raise unless lengths are in mm and, where nothing else gives the spacing, not 0."""
-    unit = int(header["xyzt_units"]) & 7  # the bits above are the unit of time
-    if unit not in (0, 2):  # unknown, mm
-        received = {1: "metres", 3: "micrometres"}.get(unit, f"the unit with code {unit}")
-        raise _error(path, "lengths in mm", received, "Convert the header to mm.")
-    spacing = header["pixdim"][1:4]
-    if header["sform_code"] == 0 and not (np.isfinite(spacing) & (spacing != 0)).all():
-        raise _error(path, "non-zero voxel spacing", f"{spacing.tolist()} mm", "Export the scan with its geometry.")
+    with _named(path):
+        header_geometry.check_nifti(raw)
+    doubt = header_geometry.nifti_doubt(image.header, image.affine)
+    return Image(_volume(data, image.affine, path), path, image.header, doubt)
 
 
 def _read_series(folder: Path) -> sitk.Image:
@@ -162,17 +175,11 @@ def _read_series(folder: Path) -> sitk.Image:
     reader.MetaDataDictionaryArrayUpdateOn()
     with _library(folder):
         image = reader.Execute()
-    slices = [_tags(reader, index) for index in range(len(names))]
-    try:
-        dicom_geometry.check([Path(name).name for name in names], slices)
-    except ValueError as error:
-        raise DataError(f"{folder}: {error}") from error
+    known = [[tag for tag in header_geometry.TAGS if reader.HasMetaDataKey(k, tag)] for k in range(len(names))]
+    slices = [{tag: reader.GetMetaData(k, tag) for tag in tags} for k, tags in enumerate(known)]
+    with _named(folder):
+        header_geometry.check([Path(name).name for name in names], slices)
     return image
-
-
-def _tags(reader: sitk.ImageSeriesReader, index: int) -> dict[str, str]:
-    """Return the texts of the tags that tell a slice's geometry, those that it has."""
-    return {tag: reader.GetMetaData(index, tag) for tag in dicom_geometry.TAGS if reader.HasMetaDataKey(index, tag)}
 
 
 def _find_series(folder: Path) -> str:
@@ -206,10 +213,8 @@ def _volume(data: np.ndarray, affine: np.ndarray, path: Path) -> Volume:
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
         raise _error(path, "finite voxels", f"{bad} of {data.size} NaN or infinite", "Replace them first.")
-    try:
+    with _named(path, ". Hand in one 3-D volume with its geometry."):
         return Volume(data.astype(data.dtype.newbyteorder("="), copy=False), affine)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}. Hand in one 3-D volume with its geometry.") from error
 
 
 def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
@@ -226,11 +231,9 @@ def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
     Raises:
       DataError: unreadable, another grid, values that are not whole numbers, several labels or not the chosen one.
     """
-    volume = read_image(path).volume
-    try:
+    volume = _read(path).volume  # on the image's grid, so that what is assumed of it is assumed of the image
+    with _named(f"{path}: not on the grid of {like.path}", ". Resample the mask to the image."):
         require_same_grid(volume, like.volume)
-    except ValueError as error:
-        raise DataError(f"{path}: not on the grid of {like.path}: {error}. Resample the mask to the image.") from error
     values = np.unique(volume.data)
     broken = values[values != np.round(values)]
     if broken.size:

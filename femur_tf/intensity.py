@@ -9,6 +9,8 @@ import SimpleITK as sitk
 
 from femur_tf import volume
 
+FILL_SHARE = 0.005
+"""A value in fewer of the voxels lies below the lower limit of the grey values, and does no harm."""
 N4_SHRINK = 4
 """The bias field is fitted on every fourth voxel of an axis."""
 N4_SAMPLES = 8
@@ -39,6 +41,37 @@ def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: fl
         return np.zeros(data.shape, np.uint8)
     share = (np.clip(data, lower, upper).astype(np.float64) - lower) / (upper - lower)
     return np.ascontiguousarray(np.floor(share * 255 + 0.5).astype(np.uint8))
+
+
+def fill_value(data: np.ndarray) -> float | None:
+    """Return the value that stands for no image and would squeeze all tissue into a few grey values.
+
+    Args:
+      data: (X, Y, Z), real, finite.
+
+    Returns:
+      The lowest value, where it is below 0, in at least 0.5 % of the voxels (bound included), and further from all
+      others than these are from one another, such as -32768; else None.
+    """
+    lowest = float(data.min())
+    if lowest >= 0:  # MR as it comes: 0 is no signal
+        return None
+    others = data[data > lowest]
+    if not others.size or data.size - others.size < FILL_SHARE * data.size:
+        return None
+    low, high = float(others.min()), float(others.max())
+    return lowest if low - lowest > high - low else None
+
+
+def fill_doubt(data: np.ndarray) -> str | None:
+    """Return the warning of a value that `fill_value` finds; None without one."""
+    fill = fill_value(data)
+    if fill is None:
+        return None
+    return (
+        f"expected grey values of the scan alone. Received: {fill:g} in {np.mean(data == fill):.1%} of the voxels, far "
+        "below all others, which are left few grey levels. Replace it with the value of air."
+    )
 
 
 def correct_bias(scan: volume.Volume) -> volume.Volume:

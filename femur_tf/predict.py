@@ -126,6 +126,12 @@ def dense_map(
     return result
 
 
+def _chosen(options: PredictConfig, verify: int) -> list[str]:
+    """Return the flags of all that is not as it is by default."""
+    names = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != getattr(DEFAULT, f.name)]
+    return [f"--{name.replace('_', '-')}" for name in [*(["verify"] if verify else []), *names]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
     """A network that gives probability maps; its dense form is made once, for all volumes."""
@@ -152,19 +158,24 @@ class Predictor:
 
         Args:
           grid: (X, Y, Z) uint8 working grid.
-          options: precision, memory limit, coarse to fine or not.
-          verify: number of random voxels to evaluate as patches too.
+          options: precision, memory limit, coarse to fine or not; without effect where there is no dense form.
+          verify: number of random voxels to evaluate as patches too, at least 0.
 
         Returns:
           (X, Y, Z) float16 in [0, 1].
 
         Raises:
-          DataError: the memory limit is too low, or a voxel differs from its patch by more than `TOLERANCE`.
+          DataError: the memory limit is too low, `verify` is below 0, or a voxel differs from its patch by more than
+            `TOLERANCE`.
         """
+        if verify < 0:
+            raise DataError(f"--verify: expected at least 0 voxels. Received: {verify}. Pass 0 to verify none.")
         try:
             network = self.dense(options.precision)
         except NotDenseError as error:
-            command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.")
+            flags = ", ".join(_chosen(options, verify))
+            vain = f" Without effect then: {flags}." if flags else ""
+            command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.{vain}")
             centres = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), axis=1)
             return by_patches(self.model, grid, self.rule, centres).reshape(grid.shape).astype(np.float16)
         probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None

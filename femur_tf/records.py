@@ -174,17 +174,39 @@ def parse(serialized: tf.Tensor, patch: config.PatchConfig, mode: Mode) -> dict[
     return example
 
 
-def _check_file(records: Path, entry: FileEntry) -> str | None:
-    """Return what is wrong with a file's presence, size or digest, or None."""
+def _check_size(records: Path, entry: FileEntry) -> str | None:
+    """Return what is wrong with a file's presence or size, or None."""
     path = records / entry.name
     if not path.exists():
         return f"{path}: expected a file of {entry.bytes} bytes. Received: no file"
     size = path.stat().st_size
-    if size != entry.bytes:
-        return f"{path}: expected {entry.bytes} bytes. Received: {size} bytes"
-    if files.sha256(path) != entry.sha256:
-        return f"{path}: expected sha256 {entry.sha256[:12]}... Received: another content of the same size"
-    return None
+    return None if size == entry.bytes else f"{path}: expected {entry.bytes} bytes. Received: {size} bytes"
+
+
+def _check_file(records: Path, entry: FileEntry) -> str | None:
+    """Return what is wrong with a file's presence, size or digest, or None."""
+    problem = _check_size(records, entry)
+    if problem is None and files.sha256(records / entry.name) != entry.sha256:
+        return f"{records / entry.name}: expected sha256 {entry.sha256[:12]}... Received: another content of that size"
+    return problem
+
+
+def advice(records: Path) -> str:
+    """Return what to do about damaged records."""
+    return f"Find all that is damaged: python -m femur_tf.records check {records.parent}"
+
+
+def require_whole(records: Path, manifest: Manifest) -> None:
+    """Raise unless every file is there and of its size; contents, which take time to read, are for `check`.
+
+    Raises:
+      DataError: of the first file that is missing or of another size.
+    """
+    for case in manifest.cases:
+        for entry in (*(shard.file for shard in case.shards), *case.grids):
+            problem = _check_size(records, entry)
+            if problem:
+                raise DataError(f"{problem}. {advice(records)}")
 
 
 def _first_bad_byte(path: Path) -> str:

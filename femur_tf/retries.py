@@ -33,11 +33,15 @@ class ServerError(DataError):
       text: what was said.
       where: the server.
       expected: what was asked for.
+      advice: what to do, where the cause is known better than by its status; None: what the status suggests.
     """
 
-    def __init__(self, code: str, text: str, *, where: str = "server", expected: str = "an answer") -> None:
+    def __init__(
+        self, code: str, text: str, *, where: str = "server", expected: str = "an answer", advice: str | None = None
+    ) -> None:
         text = " ".join(text.split()).rstrip(".") or "no reason"
-        super().__init__(f"{where}: expected {expected}. Received: {code}: {text}. {ADVICE.get(code, OTHERWISE)}")
+        advice = advice or ADVICE.get(code, OTHERWISE)
+        super().__init__(f"{where}: expected {expected}. Received: {code}: {text}. {advice}")
         self.code, self.text = code, text
 
 

@@ -180,7 +180,7 @@ def prepare(job: Job, data: config.DataConfig) -> Prepared:
       DataError: the scan cannot be used.
     """
     image = image_io.read_image(job.image)
-    return Prepared(image, study.prepare(image.volume, data))
+    return Prepared(image, study.prepare(image.volume, data, path=job.image))
 
 
 def ahead(todo: Sequence[Job], data: config.DataConfig) -> Iterator[tuple[Job, concurrent.futures.Future[Prepared]]]:

@@ -136,19 +136,26 @@ def digests(path: Path) -> list[str]:
     return sorted(files.sha256(found) for found in (path.rglob("*") if path.is_dir() else beside) if found.is_file())
 
 
-def prepare(image: volume.Volume, data: config.DataConfig) -> volume.Volume:
+def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None = None) -> volume.Volume:
     """Bring a volume to the working grid: canonical axes, working spacing, uint8.
 
     Args:
       image: (X, Y, Z), any real dtype, any axis order.
       data: the spacing and the normalisation to use.
+      path: of the image, for the error.
 
     Returns:
       The working grid, uint8.
+
+    Raises:
+      DataError: the working grid would be too large, as where a file gives lengths in another unit than mm.
     """
     settings = data.normalisation
     source = intensity.correct_bias(image) if settings.n4 else image
-    working = volume.to_working(source, data.patch.spacing_mm)
+    try:
+        working = volume.to_working(source, data.patch.spacing_mm)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}" if path else str(error)) from error
     grey = intensity.normalise(
         working.data, lower_percentile=settings.lower_percentile, upper_percentile=settings.upper_percentile
     )
@@ -159,10 +166,10 @@ def load_case(plan: Plan, case: Case) -> LoadedCase:
     """Read a case's image and mask and bring both to the working grid.
 
     Raises:
-      FileNotFoundError, DataError: as `image_io.read_image` and `image_io.read_mask` do.
+      FileNotFoundError, DataError: as `image_io.read_image`, `image_io.read_mask` and `prepare` do.
     """
     image = image_io.read_image(Path(case.image))
     reference = image_io.read_mask(Path(case.mask), like=image, label=plan.label)
-    working = prepare(image.volume, plan.data)
+    working = prepare(image.volume, plan.data, path=image.path)
     working_mask = volume.mask_to_working(reference, image.volume.affine, working)
     return LoadedCase(case, image, reference, working, working_mask)

@@ -61,7 +61,7 @@ class TrainConfig:
     """Exponent of the `focal` loss (Lin et al. 2017), at least 1: below, its slope is infinite where the network is
     sure and right."""
     patience: int = 8
-    """Epochs without a better validation loss after which training stops (our choice)."""
+    """Epochs without a higher validation AUC after which training stops (our choice)."""
     mixed_precision: bool = False
     """Compute with float32 weights in float16 on a GPU, in bfloat16 on a CPU; worth it where the processor has it."""
     seed: int = 2017

@@ -10,17 +10,19 @@ runs/NAME/model.keras           the epoch with the highest validation AUC; of a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
-from femur_tf.callbacks import Checkpoint, Progress, State, checkpoints, dropout_states, has_gpu
+from femur_tf.callbacks import Checkpoint, Finite, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
 
 AUC_THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-16, 16, 257)))).tolist())
@@ -125,7 +127,7 @@ def _start(
     found = [] if overwrite else checkpoints(folder)
     learned = lineage.of(manifest, None if found else _earlier(folder, settings))
     if not overwrite:
-        _refuse_other_settings(folder, settings)
+        require_same_settings(folder, settings)
         lineage.require_same(folder, learned)
     if not found:
         first = _first(folder, settings)
@@ -141,8 +143,12 @@ def _start(
     return network, state
 
 
-def _refuse_other_settings(folder: Path, settings: config.RunConfig) -> None:
-    """Raise where the run folder was made with other settings, naming them."""
+def require_same_settings(folder: Path, settings: config.RunConfig) -> None:
+    """Raise where the run folder was made with other settings.
+
+    Raises:
+      DataError: it was; they are named.
+    """
     path = folder / "config.json"
     if not path.exists():
         return
@@ -177,7 +183,8 @@ def _callbacks(
     stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
     saved = Checkpoint(folder, state, progress, stopping)
-    return [progress, *([stopping] if stopping else []), board, *further, saved]
+    finite = Finite(folder, settings)
+    return [progress, finite, *([stopping] if stopping else []), board, *further, saved]
 
 
 def limited(chosen: int | None, bounds: Bounds, settings: config.TrainConfig, there: int) -> int:
@@ -206,6 +213,16 @@ def _examples(
     return drawn, batches("validation", limit=limit if limit < there else None) if there else None
 
 
+@contextlib.contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Raise a `DataError` for a shard that TensorFlow cannot read: of its size, but with another content."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        received = f"one that cannot be read ({type(error).__name__})"
+        raise DataError(f"{folder}: expected whole shards. Received: {received}. {records.advice(folder)}") from error
+
+
 def train(
     records_folder: Path,
     folder: Path,
@@ -229,12 +246,14 @@ def train(
       The state at the end, with the history.
 
     Raises:
-      DataError: no records, records of another split or without the patches of the settings, a run folder made with
-        other settings or records, or no run to start from.
+      DataError: no records, damaged ones, records of another split or without the patches of the settings, a run folder
+        made with other settings or records, or no run to start from.
+      Diverged: a figure or a weight is no number any more; what earlier epochs left stays.
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
     dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
     lineage.require_split(records_folder, manifest)
+    records.require_whole(records_folder, manifest)
     network, state = _start(folder, settings, manifest, overwrite=overwrite)
     if state.finished:
         command.say(f"{folder}: this run is finished ({state.epoch} epochs, {state.seconds / 60:.1f} min).")
@@ -248,7 +267,7 @@ def train(
     steps = math.ceil(limited(chosen.epoch_examples, EPOCH_EXAMPLES, chosen, manifest.count("train")) / chosen.batch)
     drawn, validation = _examples(records_folder, manifest, settings, epochs, steps)
     progress = Progress(chosen, state, steps)
-    with progress.display:
+    with progress.display, _damage_named(records_folder):
         network.fit(
             drawn,
             validation_data=validation,

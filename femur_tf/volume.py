@@ -29,6 +29,9 @@ SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
 GRID_TOLERANCE_MM = 1e-3
 """Grids of one shape are the same where no corner voxel is further apart than this."""
+MAX_VOXELS = 2**29
+"""The largest working grid that is made (bound included): four volumes of 512 voxels a side, whose grey values take
+16 GB to make (30 bytes a voxel). Hip scans have some million; a spacing that is off a thousandfold asks for more."""
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 """The orientation of canonical axes, in nibabel's form."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -109,7 +112,7 @@ def to_working(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
       The volume on the working grid: its own dtype without interpolation, else float32.
 
     Raises:
-      ValueError: `spacing_mm` is not three lengths above 0.
+      ValueError: `spacing_mm` is not three lengths above 0, or the working grid would be larger than `MAX_VOXELS`.
 
     Example:
       >>> volume = Volume(np.ones((4, 4, 4), np.uint8), np.diag([-1.0, -1.0, 2.0, 1.0]))
@@ -122,11 +125,38 @@ def to_working(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
     if spacings_agree(source.spacing_mm, spacing_mm):
         return source
     ratio = np.array(spacing_mm) / source.spacing_mm  # (3,), working voxel in source voxels
-    shape = np.array([max(1, round(n / r)) for n, r in zip(source.shape, ratio, strict=True)])
+    shape = np.array(working_shape(source.shape, source.spacing_mm, spacing_mm))
     to_source = np.diag([*ratio, 1.0])  # working index -> source index
     to_source[:3, 3] = (np.array(source.shape) - 1) / 2 - ratio * (shape - 1) / 2
     data = _interpolate(_smooth(source.data, ratio), to_source, shape)
     return Volume(data, source.affine @ to_source)
+
+
+def working_shape(
+    shape: Sequence[int], spacing_mm: Sequence[float], wanted_mm: Sequence[float]
+) -> tuple[int, int, int]:
+    """Return the voxels of a resampled grid that keeps, to the nearest voxel, its field of view.
+
+    Args:
+      shape: of the volume, along canonical x, y, z.
+      spacing_mm: of the volume.
+      wanted_mm: of the resampled grid.
+
+    Raises:
+      ValueError: more than `MAX_VOXELS`.
+    """
+    wanted = [max(1.0, n / (w / s)) for n, s, w in zip(shape, spacing_mm, wanted_mm, strict=True)]
+    x, y, z = (round(min(n, MAX_VOXELS + 1)) for n in wanted)  # infinity cannot be rounded
+    if x * y * z > MAX_VOXELS:
+        has, spacing, needs, at = (
+            " x ".join(format(v, how) for v in values)
+            for values, how in ((shape, "d"), (spacing_mm, ".6g"), (wanted, ",.0f"), (wanted_mm, ".6g"))
+        )
+        raise ValueError(
+            f"expected a working grid of at most {MAX_VOXELS:,} voxels. Received: {has} voxels, {spacing} mm apart, "
+            f"which would be {needs} of {at} mm. Are lengths in the file in another unit than mm? Correct its spacing."
+        )
+    return x, y, z
 
 
 def mask_to_working(mask: np.ndarray, affine: np.ndarray, working: Volume) -> np.ndarray:

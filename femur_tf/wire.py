@@ -81,7 +81,8 @@ class ServerConfig:
     def check(self) -> None:
         """Raise a `DataError` where a value is out of range, or two exclude each other."""
         host, colon, port = self.server.rpartition(":")
-        _require(bool(colon and host) and port.isdecimal() and int(port) < 2**16, "server", "HOST:PORT", self.server)
+        named = bool(colon and host) and host.isprintable() and " " not in host
+        _require(named and port.isdecimal() and int(port) < 2**16, "server", "HOST:PORT", self.server)
         _require(self.max_message_mb >= 1, "max-message-mb", "at least 1 MB", self.max_message_mb)
         _require(self.deadline_s > 0, "deadline-s", "a time above 0 s", self.deadline_s)
         both = self.version is not None and self.label is not None

@@ -13,6 +13,7 @@ import http.client
 import json
 import ssl
 import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,18 +37,24 @@ STATUS = {
     504: "DEADLINE_EXCEEDED",
 }
 """HTTP status -> gRPC's name; others are UNKNOWN."""
+UNTRUSTED = (
+    "Check --tls-ca, and that --server is a name in the server's certificate. "
+    "A server without TLS takes neither --tls nor --tls-ca."
+)
+"""What to do after a failed handshake; its status is also that of a missing token."""
 _PIECE = 1 << 20
 _SHOWN = 300
 """Characters of an answer that an error shows."""
 
 
 def model_path(target: Target) -> str:
-    """Return the path of a model's resources on a server."""
+    """Return the path of a model's resources on a server; in names, what a path cannot hold is percent-encoded."""
+    model = f"/v1/models/{urllib.parse.quote(target.name, safe='')}"
     if target.version is not None:
-        return f"/v1/models/{target.name}/versions/{target.version}"
+        return f"{model}/versions/{target.version}"
     if target.label is not None:
-        return f"/v1/models/{target.name}/labels/{target.label}"
-    return f"/v1/models/{target.name}"
+        return f"{model}/labels/{urllib.parse.quote(target.label, safe='')}"
+    return model
 
 
 def encode(array: np.ndarray) -> Any:
@@ -148,8 +155,10 @@ class Rest:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # the server went away
             raise ServerError(UNAVAILABLE, str(error), where=self.address) from error
         except ssl.SSLError as error:
-            text = f"TLS: {error}"
-            raise ServerError("UNAUTHENTICATED", text, where=self.address, expected="a trusted server") from error
+            text, expected = f"TLS: {error}", "a trusted server"
+            raise ServerError(
+                "UNAUTHENTICATED", text, where=self.address, expected=expected, advice=UNTRUSTED
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(UNAVAILABLE, str(error) or type(error).__name__, where=self.address) from error
         finally:

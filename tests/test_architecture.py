@@ -18,7 +18,7 @@ ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
     | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity"},
-    {"image_io", "dicom_geometry", "records", "study", "quiet", "mined_records", "lineage", "cost"},
+    {"image_io", "header_geometry", "records", "study", "quiet", "mined_records", "lineage", "cost"},
     {"dataset", "draws", "model", "dense_steps", "dense_builder", "dense", "crf", "folding", "messages", "retries"},
     {
         "training",

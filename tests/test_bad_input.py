@@ -319,6 +319,29 @@ def test_a_far_spacing_works_and_says_what_is_resampled(run, tmp_path, model):
     assert "1 x 1 x 5.2 mm is resampled to 1 x 1 x 2 mm" in err
 
 
+@pytest.mark.parametrize("name", ["plan", "segment"])
+def test_a_scan_without_orientation_works_and_is_warned_of(run, cohort, model, name):
+    for kind in ("images", "masks"):
+        path = cohort / kind / "hip_02.nii.gz"
+        image = nibabel.load(path)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj), None)
+        image.header.set_zooms(tiny.SPACING_MM)
+        nibabel.save(image, path)
+    scan = cohort / "images" / "hip_02.nii.gz"
+    words = plan_words(cohort) if name == "plan" else ("segment", scan, cohort / "mask.nii.gz", "--model", model)
+    status, _, err = run(*words)
+    assert status == 0
+    assert err.count("warning: ") == 1
+    assert f"warning: {scan}: expected the orientation of its axes. Received: none." in err
+
+
+def test_a_spacing_a_thousandfold_is_refused(run, tmp_path, model):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), np.diag([1000.0, 1000.0, 2000.0, 1.0]))
+    status, _, err = run("segment", scan, tmp_path / "mask.nii.gz", "--model", model)
+    assert status == 2
+    assert "expected a working grid of at most" in err and "24 x 20 x 12 voxels, 1000 x 1000 x 2000 mm apart" in err
+
+
 def test_a_case_in_two_parts_is_refused(run, cohort):
     run(*plan_words(cohort))
     path = study.plan_path(cohort / "work")

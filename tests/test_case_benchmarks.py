@@ -65,9 +65,22 @@ def test_a_derived_study_has_the_presets_rule_and_the_parts_asked_for(tmp_path):
 
 
 def test_scores_that_are_there_are_not_made_again(tmp_path):
+    tiny.write_study(tmp_path)
+    derived.derive(tmp_path, tmp_path / "one", {"hip_01": "train", "hip_03": "test"})
     rows = [{"case": "hip_03", "dice": 0.9}]
-    files.write_json(tmp_path / "reports" / "default" / "test.json", {"cases": rows})
-    assert derived.scores(tmp_path, 1.0, 1) == rows
+    files.write_json(derived.scores_path(tmp_path / "one"), {"cases": rows})
+    assert derived.scores(tmp_path / "one", 1.0, 1) == rows
+
+
+def test_scores_of_an_earlier_default_are_refused(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    folder = tmp_path / "one"
+    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
+    files.write_json(derived.scores_path(folder), {"cases": []})
+    earlier = config.RunConfig(plan.data, config.ModelConfig(l2=0.123), config.TrainConfig())
+    files.write_json(study.run_path(folder, "default") / "config.json", config.to_dict(earlier))
+    with pytest.raises(DataError, match=r"expected the settings of this command\. Received: another .*l2"):
+        derived.scores(folder, 1.0, 1)
 
 
 SPACING_MM = (1.0, 5.0, 1.0)

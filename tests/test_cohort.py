@@ -14,6 +14,7 @@ from data_prep.cohort import (
     measure,
     median_spacing,
     millimetres,
+    names_of_copies,
     pair,
     resampled,
     working_shape,
@@ -206,3 +207,9 @@ def test_a_femur_of_one_voxel_and_a_full_mask_are_measured(tmp_path: Path) -> No
     smallest, fullest = _measure(tmp_path, _image(), one), _measure(tmp_path, _image(), np.ones(SHAPE, np.uint8))
     assert isinstance(smallest, Facts) and smallest.femurs_mm3 == (6.0,)
     assert isinstance(fullest, Facts) and len(fullest.borders) == 5
+
+
+def test_a_case_named_as_a_copy_of_another_is_a_problem() -> None:
+    found = names_of_copies(["hip", "hip~1", "hip~b", "leg~1", "arm~2~3", "arm~2"])
+    assert [problem.name for problem in found] == ["hip~1", "arm~2~3"]
+    assert "a varied copy of hip. Rename it" in found[0].message

@@ -30,6 +30,13 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """The same study with records of centres alone; not to be changed."""
+    work = tmp_path_factory.mktemp("indexed")
+    return work / "records", tiny.write_all(work, mode="index")
+
+
+@pytest.fixture(scope="module")
 def parsed(written):
     """The examples of the training part, as written."""
     folder, manifest = written
@@ -235,10 +242,9 @@ def test_a_small_buffer_still_gives_each_example_once(written, monkeypatch):
 
 
 @pytest.mark.slow
-def test_index_mode_gives_the_same_batches_bit_for_bit(written, tmp_path):
-    index = (tmp_path / "records", tiny.write_all(tmp_path, mode="index"))
+def test_index_mode_gives_the_same_batches_bit_for_bit(written, indexed):
     for options in ({"training": ALL, "seed": 7, "epochs": range(1, 2)}, {"training": None}):
-        assert_equal_batches(read(index, **options), read(written, **options))
+        assert_equal_batches(read(indexed, **options), read(written, **options))
 
 
 @pytest.mark.parametrize(
@@ -251,10 +257,20 @@ def test_index_mode_gives_the_same_batches_bit_for_bit(written, tmp_path):
         ((3.6, 0.0), ("sagittal", "coronal"), [5, 1]),
     ],
 )
-def test_some_towers_of_the_records_can_be_read_alone(written, scales_mm, planes, channels):
+def test_some_towers_of_the_records_can_be_read_alone(written, indexed, scales_mm, planes, channels):
     rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm, planes=planes)
-    for (found, _), (whole, _) in zip(read(written, rule=rule), read(written), strict=True):
-        np.testing.assert_array_equal(found, whole[..., channels])
+    expected = [(patch[..., channels], label) for patch, label in read(written)]
+    for source in (written, indexed):
+        assert_equal_batches(read(source, rule=rule), expected)
+
+
+def test_index_mode_prepares_the_towers_alone_that_a_run_reads(written, indexed, monkeypatch):
+    """The planes of all towers of the records may take several times the memory."""
+    rule, prepared, of = dataclasses.replace(tiny.RULE, planes=("finest", "all")), [], Cutter.of
+    monkeypatch.setattr(Cutter, "of", lambda grid, config: prepared.append(config) or of(grid, config))
+    options = {"rule": rule, "training": ALL, "seed": 7}
+    assert_equal_batches(read(indexed, **options), read(written, **options))
+    assert prepared == [rule, rule]  # one a grid
 
 
 @pytest.mark.slow
@@ -266,10 +282,9 @@ def test_a_share_of_bone_is_drawn_anew_in_each_batch(written):
     assert_equal_batches(first, again)
 
 
-def test_a_share_of_bone_is_the_same_in_index_mode(written, tmp_path):
-    index = (tmp_path / "records", tiny.write_all(tmp_path, mode="index"))
+def test_a_share_of_bone_is_the_same_in_index_mode(written, indexed):
     options = {"training": ALL, "seed": 7, "bone_share": 0.2}
-    assert_equal_batches(read(index, **options), read(written, **options))
+    assert_equal_batches(read(indexed, **options), read(written, **options))
 
 
 @pytest.mark.slow

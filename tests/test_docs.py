@@ -68,6 +68,12 @@ def test_anchors_of_links_are_headings(page):
     assert not [(to, anchor) for to, anchor in links if anchor not in _anchors(page.parent / to if to else page)]
 
 
+def test_the_glossary_explains_each_word_once():
+    _, glossary = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Glossary\n")
+    words = re.findall(r"(?m)^\| ([^|]+) \|", glossary)[2:]  # below the header and its line
+    assert words == sorted(set(words))
+
+
 def test_architecture_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     modules = {path.stem for folder in ("femur_tf", "data_prep") for path in (ROOT / folder).glob("[a-z]*.py")}

@@ -94,13 +94,16 @@ def test_a_report_has_the_table_as_csv_as_json_and_as_a_page(work):
 
 def test_undefined_scores_are_null_in_json(tmp_path):
     nothing = evaluate.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
-    evaluate._save(tmp_path, "test", [nothing], {"auc": float("nan")})
+    nan = float("nan")
+    summary = {"auc": nan, "reliability": {"error": nan, "table": [[0.5, nan]]}}
+    evaluate._save(tmp_path, "test", [nothing], summary)
 
     def refuse(name):
         raise ValueError(name)
 
     saved = json.loads((tmp_path / "test.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert saved["auc"] is None and saved["cases"][0]["ppv"] is None
+    assert saved["reliability"] == {"error": None, "table": [[0.5, None]]}
 
 
 @pytest.mark.slow

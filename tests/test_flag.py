@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, calibration, config, evaluate, export, files, mask_report, quality, segment, study
+from femur_tf import (
+    bundle,
+    calibration,
+    case_maps,
+    config,
+    evaluate,
+    export,
+    files,
+    mask_report,
+    quality,
+    segment,
+    study,
+)
 from femur_tf.errors import DataError
 
 HALF = 2e-3
@@ -94,3 +106,13 @@ def test_a_file_that_is_no_report_is_refused(tmp_path):
     files.write_json(tmp_path / "list.json", [1])
     with pytest.raises(DataError, match="expected a report"):
         mask_report.read(tmp_path / "list.json")
+
+
+@pytest.mark.slow
+def test_a_case_that_failed_tells_nothing_of_what_is_usual(work, run, monkeypatch, capsys):
+    dice = iter([0.49, 0.5, 0.9])
+    monkeypatch.setattr(case_maps.metrics, "dice", lambda mask, reference: next(dice))
+    plan, chosen = study.read_plan(work), config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
+    found = case_maps.cohort(bundle.load(run, calibrated=False), plan, chosen.recipe, chosen.calibration)
+    assert found.cases == 2
+    assert "a Dice of 0.49 has failed" in capsys.readouterr().err

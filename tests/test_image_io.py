@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -13,7 +14,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from scipy.spatial.transform import Rotation
 
+from femur_tf import header_geometry
 from femur_tf.errors import DataError
 from femur_tf.image_io import (
     Image,
@@ -72,12 +75,23 @@ def _write_slice(path: Path, pixels: np.ndarray, position_mm, *, series: str, nu
     dataset.save_as(path, enforce_file_format=True)
 
 
-def _write_series(folder: Path, *, number: int = 5, series: str = "1.2.3.4", skip: tuple[int, ...] = ()) -> np.ndarray:
-    """Write coronal slices 5.2 mm apart, named against their order; return them as (x, y, z) = (L, I, P)."""
+def _write_series(
+    folder: Path,
+    *,
+    number: int = 5,
+    series: str = "1.2.3.4",
+    skip: tuple[int, ...] = (),
+    shift_mm=lambda k: (0.0, 0.0),
+) -> np.ndarray:
+    """Write coronal slices 5.2 mm apart, named against their order; return them as (x, y, z) = (L, I, P).
+
+    Slice k is moved by `shift_mm(k)` within its plane, to Left and Superior.
+    """
     folder.mkdir(exist_ok=True)
     data = _data((4, 6, number)).astype(np.uint16)
     for k in set(range(number)) - set(skip):
-        position_mm = (-10.0, 20.0 + 5.2 * k, 30.0)  # LPS
+        left, superior = shift_mm(k)
+        position_mm = (-10.0 + left, 20.0 + 5.2 * k, 30.0 + superior)  # LPS
         _write_slice(folder / f"{series}-{90 - k}.dcm", data[:, :, k].T, position_mm, series=series, number=k + 1)
     return data
 
@@ -294,6 +308,15 @@ def test_real_scans_and_masks_share_their_grids(hip_mri):
     assert 0.001 < share < 0.05
 
 
+def test_a_fill_value_that_squeezes_the_others_is_warned_of(tmp_path, capsys):
+    data = _data((10, 10, 10))
+    data[0, 0] = -32768
+    path = _save(tmp_path / "a.nii", data)
+    read_image(path)
+    told = capsys.readouterr().err
+    assert f"warning: {path}: expected grey values of the scan alone. Received: -32768 in 1.0% of the voxels" in told
+
+
 # Errors
 
 
@@ -413,6 +436,103 @@ def test_a_nifti_file_without_proper_geometry_is_refused(tmp_path, fields, messa
         read_image(_raw_nifti(tmp_path / "a.nii", **fields))
 
 
+LEFT_OPEN_NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 3 4 5\nencoding: raw\nendian: little\n"
+LEFT_OPEN_MHA = "ObjectType = Image\nNDims = 3\nDimSize = 3 4 5\nElementType = MET_SHORT\n"
+DIRECTIONS = "space directions: (1,0,0) (0,1,0) (0,0,2)\n"
+
+
+def _raw_text(path: Path, geometry: str) -> Path:
+    """Write a NRRD or MetaImage file whose header says this of its geometry."""
+    last = "ElementDataFile = LOCAL\n"
+    header = f"{LEFT_OPEN_NRRD}{geometry}\n" if path.suffix == ".nrrd" else f"{LEFT_OPEN_MHA}{geometry}{last}"
+    path.write_bytes(header.encode() + _data((3, 4, 5)).tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "geometry", "left_open", "axes", "spacing"),
+    [
+        (".nii", "", "orientation", "left, anterior, superior", "1 x 1 x 2 mm"),  # nibabel's, as of Analyze files
+        (".nrrd", "spacings: 1 1 2\n", "orientation", "left, posterior, superior", "1 x 1 x 2 mm"),
+        (".nrrd", "spacings: 1 1 -2\n", "orientation", "left, posterior, inferior", "1 x 1 x 2 mm"),
+        (".nrrd", "", "orientation and spacing", "left, posterior, superior", "1 x 1 x 1 mm"),
+        (".nrrd", "space: scanner-xyz\n" + DIRECTIONS, "orientation", "left, posterior, superior", "1 x 1 x 2 mm"),
+        (".nrrd", "space dimension: 3\n" + DIRECTIONS, "orientation", "left, posterior, superior", "1 x 1 x 2 mm"),
+        (".mha", "ElementSpacing = 1 1 2\n", "orientation", "left, posterior, superior", "1 x 1 x 2 mm"),
+        (".mha", "ElementSize = 1 1 2\n", "orientation", "left, posterior, superior", "1 x 1 x 2 mm"),
+        (".mha", "AnatomicalOrientation = RAI\n", "orientation and spacing", "left, posterior, superior", "1 x 1 x 1"),
+        (".mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1\n", "spacing", "left, posterior, superior", "1 x 1 x 1 mm"),
+    ],
+)
+def test_what_a_file_leaves_open_is_warned_of_once(tmp_path, capsys, suffix, geometry, left_open, axes, spacing):
+    path = tmp_path / f"a{suffix}"
+    path = _raw_nifti(path, spacing=(1, 1, 2)) if suffix == ".nii" else _raw_text(path, geometry)
+    scan = read_image(path)
+    np.testing.assert_array_equal(scan.volume.data, _data((3, 4, 5)))
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1
+    assert f"warning: {path}: expected the {left_open} of its axes. Received: none. Assumed: " in told
+    assert f"axes run to the patient's {axes}, with {spacing}" in told
+    assert ("Left and right may be wrong" in told) == ("orientation" in left_open)
+    read_mask(_raw_mask(tmp_path, path), like=scan, label=None)
+    assert not capsys.readouterr().err  # said of the scan, on whose grid a mask must lie
+
+
+def _raw_mask(folder: Path, path: Path) -> Path:
+    """Write a mask with the header of a file that `_raw_nifti` or `_raw_text` wrote."""
+    content, values = path.read_bytes(), (_data((3, 4, 5)) > 30).astype("<i2").tobytes(order="F")
+    mask = folder / f"mask{path.suffix}"
+    mask.write_bytes(content[: -len(values)] + values)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("suffix", "geometry"),
+    [
+        (".nrrd", "space: right-anterior-superior\n" + DIRECTIONS),
+        (".nrrd", "space: LPS\n# a comment\nkey:=value\nkinds: domain domain domain\n" + DIRECTIONS),
+        (".nrrd", "Space: LAS\r\nSpaceDirections: (1,0,0) (0,1,0) (0,0,2)\n"),
+        (".mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 1 2\n"),
+        (".mha", "Orientation = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 1 2\n"),
+        (".mha", "Rotation: 1 0 0 0 1 0 0 0 1\nElementSize: 1 1 2\n"),
+    ],
+)
+def test_a_file_with_its_geometry_is_not_warned_of(tmp_path, capsys, suffix, geometry):
+    assert read_image(_raw_text(tmp_path / f"a{suffix}", geometry)).volume.spacing_mm == (1, 1, 2)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", ["sform_code", "qform_code"])
+def test_one_form_of_a_nifti_file_is_geometry_enough(tmp_path, capsys, code):
+    rows = {f"srow_{axis}": row for axis, row in zip("xyz", np.eye(4)[:3], strict=True)}
+    read_image(_raw_nifti(tmp_path / "a.nii", **{code: 1}, **rows))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii"])
+def test_what_we_write_is_not_warned_of(tmp_path, capsys, suffix):
+    write_image(tmp_path / f"a{suffix}", _data(), like=Image(Volume(_data(), OBLIQUE), Path("scan")))
+    read_image(tmp_path / f"a{suffix}")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    ["spacings: 1 1 NaN", "spacings: nan nan nan", "space: LPS\nspace directions: (1,0,0) (0,2,0) none"],
+)
+def test_an_nrrd_file_with_a_spacing_that_is_none_is_refused(tmp_path, lengths):
+    said = lengths.rpartition(": ")[2]
+    with pytest.raises(DataError, match=rf"a\.nrrd: expected .*spacing of each axis\. Received: {re.escape(said)}\."):
+        read_image(_raw_text(tmp_path / "a.nrrd", lengths + "\n"))
+
+
+def test_a_last_axis_of_one_needs_no_spacing(tmp_path):
+    header = LEFT_OPEN_NRRD.replace("dimension: 3\nsizes: 3 4 5", "dimension: 4\nsizes: 3 4 5 1")
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(f"{header}spacings: 1 1 2 nan\n\n".encode() + _data((3, 4, 5)).tobytes(order="F"))
+    assert read_image(path).volume.shape == (3, 4, 5)
+
+
 @pytest.mark.parametrize("content", [{}, {"notes.txt": b"no slice"}, {".hidden": b"\0" * 128 + b"DICM"}])
 def test_a_folder_without_dicom_is_refused(tmp_path, content):
     for name, values in content.items():
@@ -454,6 +574,42 @@ def test_slices_at_one_place_are_refused(tmp_path, number):
         _write_slice(tmp_path / f"series/{k}.dcm", pixels, (-10.0, 20.0, 30.0), series="1.2.3.4", number=k + 1)
     with pytest.raises(DataError, match=r"expected evenly spaced slices\. Received: 0\.000 mm from .*several images"):
         read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    "shift_mm",
+    [
+        lambda k: (1.5 * k, 0.0),  # each within 5 % of the usual gap, 5.412 mm
+        lambda k: (0.0, -1.5 * k),
+        lambda k: (0.3 * k, 0.0),  # a tilt of 3 degrees: 1.2 mm over the stack
+        lambda k: (1.0 * (k % 2), 0.0),
+    ],
+    ids=["to the left", "down", "a little each", "to and fro"],
+)
+def test_a_staggered_stack_is_refused(tmp_path, shift_mm):
+    _write_series(tmp_path / "series", shift_mm=shift_mm)
+    with pytest.raises(DataError, match=r"series: expected slices one straight behind the other\. .*dcm shifted .* mm"):
+        read_image(tmp_path / "series")
+
+
+def test_rounding_noise_in_positions_is_no_stagger(tmp_path, rng):
+    noise_mm = rng.uniform(-0.05, 0.05, (5, 2))  # positions in tenths of a mm
+    data = _write_series(tmp_path / "series", shift_mm=lambda k: noise_mm[k])
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
+def test_cosines_of_three_decimals_are_no_stagger():
+    """An oblique stack of 200 mm whose positions are exact and whose cosines are rounded."""
+    turned = Rotation.from_euler("xyz", (31.0, -17.0, 44.0), degrees=True).as_matrix()
+    row, column, normal = turned.T
+    texts = ["\\".join(f"{c:.3f}" for c in (*row, *column)), "0.5\\0.5"]
+    tags = [header_geometry.ORIENTATION, header_geometry.SPACING]
+    slices = [
+        dict(zip(tags, texts, strict=True))
+        | {header_geometry.POSITION: "\\".join(f"{p:.6f}" for p in 4.0 * k * normal)}
+        for k in range(51)
+    ]
+    header_geometry.check([str(k) for k in range(51)], slices)
 
 
 def _changed(folder, index, **values):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from femur_tf.intensity import correct_bias, normalise
+from femur_tf.intensity import correct_bias, fill_value, normalise
 from femur_tf.volume import Volume
 
 
@@ -26,6 +26,31 @@ def test_intensities_become_bytes(values, expected):
     result = normalise(np.array(values).reshape(1, 1, 3), lower_percentile=0, upper_percentile=100)
     assert result.dtype == np.uint8
     assert result.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("lowest", "count", "expected"),
+    [
+        (-32768, 5, -32768),  # 0.5 % of the voxels: the bound is included
+        (-32768, 4, None),  # fewer: below the lower limit, as any outlier
+        (-32768, 1000, None),  # constant
+        (-100, 5, -100),  # the others are 0 to 99: closer together
+        (-99, 5, None),
+        (0, 5, None),  # no signal, as of air in MR
+    ],
+)
+def test_a_fill_value_lies_far_below_all_others(lowest, count, expected):
+    data = (np.arange(1000) % 100).astype(np.int16).reshape(10, 10, 10)
+    data.ravel()[:count] = lowest
+    assert fill_value(data) == expected
+
+
+def test_a_fill_value_is_what_would_squeeze_tissue_into_few_grey_values(rng):
+    data = rng.uniform(0, 500, (20, 20, 20))
+    data[:2] = -32768
+    assert fill_value(data) == -32768
+    tissue = normalise(data, lower_percentile=0.5, upper_percentile=99.5)[2:]
+    assert tissue.min() > 245
 
 
 def test_upper_limit_is_of_the_voxels_above_the_mean():

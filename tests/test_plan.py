@@ -94,6 +94,13 @@ def test_a_plan_of_larger_volumes_has_the_scales_of_its_preset(tmp_path: Path) -
     assert _plan(tmp_path).data.patch.scales_mm == PRESETS["default"].scales_mm
 
 
+def test_test_cases_do_not_decide_the_spacing(cohort: Path) -> None:
+    for seed in range(7, 17):
+        _add(cohort, f"hip_{seed:02d}", seed=seed, spacing_mm=0.5)
+    plan = _plan(cohort, test=",".join(str(number) for number in range(7, 17)))
+    assert plan.data.patch.spacing_mm == (1.0, 1.0, 2.0)
+
+
 def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
     cohort: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,12 @@ def test_verification_draws_other_voxels_each_time(monkeypatch):
     assert (probes[0].centres != probes[1].centres).any()
 
 
+@pytest.mark.parametrize("fusion", ["late", "early"])
+def test_fewer_than_no_voxels_to_verify_are_refused(fusion):
+    with pytest.raises(DataError, match=r"--verify: expected at least 0 voxels\. Received: -1"):
+        predict.Predictor(spread(fusion=fusion), RULE).probability_map(volume(), verify=-1)
+
+
 def test_verification_refuses_a_network_that_gives_no_number():
     model = spread()
     kernel, bias = model.layers[-1].get_weights()
@@ -191,6 +197,23 @@ def test_a_network_without_dense_form_is_evaluated_patch_by_patch_with_a_warning
     shown = capsys.readouterr().err
     assert "early fusion" in shown
     assert "Going on patch by patch" in shown
+    assert "Without effect" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "verify", "flags"),
+    [
+        (predict.DEFAULT, 30, "--verify"),
+        (PredictConfig(fast=True), 0, "--fast"),
+        (PredictConfig(precision="bfloat16", max_memory=1), 5, "--verify, --precision, --max-memory"),
+        (PredictConfig(body_only=True, fast_threshold=0.2), 0, "--body-only, --fast-threshold"),
+    ],
+)
+def test_patch_by_patch_what_was_asked_for_in_vain_is_named_once(capsys, options, verify, flags):
+    predict.Predictor(spread(fusion="early"), RULE).probability_map(volume(), options, verify=verify)
+    shown = capsys.readouterr().err
+    assert shown.count("warning:") == 1
+    assert f"Without effect then: {flags}." in shown
 
 
 def test_a_network_on_other_patches_is_refused():

@@ -100,6 +100,10 @@ def test_other_failures_are_final_and_say_what_to_do(code, advice):
     assert not time.waits
 
 
+def test_what_knows_the_cause_better_than_the_status_gives_its_own_advice():
+    assert str(ServerError("UNAUTHENTICATED", "TLS", advice="Check --tls-ca.")).endswith("TLS. Check --tls-ca.")
+
+
 def test_an_error_without_a_text_says_so():
     assert "UNAVAILABLE: no reason." in str(ServerError("UNAVAILABLE", " \n"))
 

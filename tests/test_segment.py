@@ -137,6 +137,17 @@ def test_of_a_folder_the_broken_scan_is_named_and_the_others_are_done(tmp_path, 
     assert "a.nii.gz" in shown.out and "c.nii.gz" in shown.out
 
 
+def test_of_a_folder_a_scan_with_a_spacing_a_thousandfold_is_named_and_the_others_are_done(tmp_path, model, capsys):
+    for name in ("a", "c"):
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    bright.save(tmp_path / "scans" / "b.nii.gz", tiny.scan("b"), np.diag([1000.0, 1000.0, 2000.0, 1.0]))
+    assert run(tmp_path / "scans", tmp_path / "masks", model) == 2
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    shown = capsys.readouterr()
+    assert "error: b: " in shown.err and "1000 x 1000 x 2000 mm apart" in shown.err
+    assert "Femur masks" in shown.out
+
+
 def test_masks_that_exist_are_passed_over_and_replaced_only_when_asked(tmp_path, model, capsys):
     for name in ("a", "b"):
         bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))

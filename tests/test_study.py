@@ -97,6 +97,12 @@ def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
         study.read_plan(tmp_path)
 
 
+def test_a_spacing_a_thousandfold_is_refused_with_the_file(tmp_path):
+    plan = tiny.write_study(tmp_path, affine=np.diag([1000.0, 1000.0, 2000.0, 1.0]))
+    with pytest.raises(DataError, match=r"hip_01\.nii\.gz: expected a working grid .* in another unit"):
+        study.load_case(plan, plan.cases[0])
+
+
 def test_a_missing_scan_is_named(tmp_path):
     plan = tiny.write_study(tmp_path)
     Path(plan.cases[0].image).unlink()

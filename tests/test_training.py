@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,65 @@ def test_log_loss_leaves_out_the_penalty(written, tmp_path):
     network = dataclasses.replace(MODEL, l2=1.0)
     (row,) = training.train(written, tmp_path / "run", settings(network, epochs=1)).history
     assert row["val_loss"] > row["val_log_loss"] + 1
+
+
+def spoilt_after(epochs):
+    """Return a callback that makes a weight no number in the epoch after so many."""
+
+    class Spoilt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == epochs:
+                kernel = self.model.layers[-1].kernel
+                kernel.assign(np.full(kernel.shape, np.nan))
+
+    return Spoilt()
+
+
+@pytest.mark.parametrize("epochs", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_network_that_diverged_is_not_kept(written, tmp_path, epochs):
+    run = tmp_path / "run"
+    expected = r"loss is nan in step 1 of epoch \d of .*run, expected a number: .*--set train\.learning_rate=0\.0025"
+    with pytest.raises(callbacks.Diverged, match=expected):
+        training.train(written, run, settings(), callbacks=[spoilt_after(epochs)])
+    assert len(callbacks.checkpoints(run)) == epochs
+    if epochs:
+        kept = keras.saving.load_model(run / "model.keras")
+        assert all(np.isfinite(weight).all() for weight in kept.get_weights())
+    assert (run / "model.keras").exists() == bool(epochs)
+
+
+@pytest.mark.slow
+def test_a_weight_that_the_last_step_spoilt_is_seen(written, tmp_path):
+    class Spoilt(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            weight = self.model.weights[0]
+            weight.assign(np.full(weight.shape, np.inf))
+
+    with pytest.raises(callbacks.Diverged, match="after epoch 1"):
+        training.train(written, tmp_path / "run", settings(), callbacks=[Spoilt()])
+    assert not callbacks.checkpoints(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_a_training_with_what_to_do(written, tmp_path):
+    folder = tmp_path / "records"
+    shutil.copytree(written, folder)
+    shard = sorted((folder / "shards").iterdir())[0]
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected whole shards\. Received: .*DataLossError.*femur_tf\.records check"):
+        training.train(folder, tmp_path / "run", settings(epochs=2))
+
+
+def test_a_missing_shard_is_named_before_training_begins(written, tmp_path):
+    folder = tmp_path / "records"
+    shutil.copytree(written, folder)
+    shard = sorted((folder / "shards").iterdir())[0]
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"{shard.name}: expected a file of \d+ bytes\. Received: no file\. Find all"):
+        training.train(folder, tmp_path / "run", settings())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

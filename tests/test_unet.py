@@ -174,9 +174,18 @@ def test_the_line_has_test_scores_only_when_asked(tmp_path, small, monkeypatch, 
 
 
 def test_other_minutes_are_refused(tmp_path):
-    files.write_json(tmp_path / "settings.json", {"minutes": 20.0, "seed": 2017})
     plan = tiny.write_study(tmp_path)
+    learned = {"train": ["hip_01", "hip_02"], "validation": ["hip_03"]}
+    files.write_json(tmp_path / "settings.json", {"minutes": 20.0, "seed": 2017, **learned})
     with pytest.raises(DataError, match=r"minutes.*Received.*20.*--overwrite"):
+        train(tmp_path, plan)
+
+
+def test_a_run_on_other_cases_is_refused(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    learned = {"train": ["hip_01", "hip_04"], "validation": ["hip_03"]}
+    files.write_json(tmp_path / "settings.json", {"minutes": MINUTES, "seed": 2017, **learned})
+    with pytest.raises(DataError, match=r"hip_02.*Received.*hip_04"):
         train(tmp_path, plan)
 
 

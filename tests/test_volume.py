@@ -24,6 +24,7 @@ from femur_tf.volume import (
     spacings_agree,
     to_lps,
     to_working,
+    working_shape,
 )
 
 RAMP_TOLERANCE = 1e-3
@@ -106,6 +107,18 @@ def test_one_axis_is_resampled_about_its_middle(values, spacing_mm, wanted_mm, e
     result = to_working(volume, (wanted_mm, 1.0, 1.0))
     assert result.data[:, 0, 0] == pytest.approx(expected, abs=1e-5)
     assert result.data.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "wanted_mm", "expected"),
+    [
+        ((384, 20, 384), (0.9, 5.2, 0.9), (1.8, 5.2, 0.9), (192, 20, 384)),
+        ((3, 3, 3), (1.0, 1.0, 1.0), (9.0, 2.0, 0.5), (1, 2, 6)),  # never less than one; 1.5 rounds to even
+        ((1024, 1024, 512), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1024, 1024, 512)),  # 2**29: the bound is included
+    ],
+)
+def test_the_working_shape_keeps_the_field_of_view(shape, spacing_mm, wanted_mm, expected):
+    assert working_shape(shape, spacing_mm, wanted_mm) == expected
 
 
 @pytest.mark.parametrize(
@@ -273,6 +286,19 @@ def test_what_is_no_volume_is_refused(data, affine, message):
 def test_a_spacing_that_is_no_spacing_is_refused(spacing_mm):
     with pytest.raises(ValueError, match="expected three lengths above 0 mm"):
         to_working(Volume(np.zeros((2, 2, 2)), np.eye(4)), spacing_mm)
+
+
+@pytest.mark.parametrize("factor", [1000.0, 1e38, 1e150])
+def test_a_working_grid_that_no_memory_holds_is_refused(factor):
+    """Micrometres stated as mm; before anything is allocated."""
+    volume = Volume(np.zeros((384, 20, 384), np.uint8), np.diag([0.9 * factor, 5.0 * factor, 0.9 * factor, 1.0]))
+    with pytest.raises(ValueError, match=r"expected a working grid of at most 536,870,912 voxels\. Received: 384 x 20"):
+        to_working(volume, (0.9, 5.0, 0.9))
+
+
+def test_a_working_grid_that_is_too_large_is_told_with_what_it_would_be():
+    with pytest.raises(ValueError, match=r"384 x 20 x 384 voxels, 900 x 5200 x 900 mm.* 384,000 x 20,000 x 384,000"):
+        working_shape((384, 20, 384), (900.0, 5200.0, 900.0), (0.9, 5.2, 0.9))
 
 
 def test_grids_are_compared_by_shape_and_by_their_corners():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -210,6 +212,7 @@ def test_an_encrypted_server_is_trusted_by_its_certificate(models, rest, certifi
     ("settings", "words"),
     [
         ({"name": "tibia"}, r"NOT_FOUND.*Servable not found for request: Latest\(tibia\)\. Check --name"),
+        ({"name": "a femur"}, r"NOT_FOUND.*Latest\(a(%20| )femur\)"),  # TensorFlow Serving reads paths as they come
         ({"version": 9}, r"NOT_FOUND.*Specific\(femur, 9\)"),
         ({"label": "canary"}, "INVALID_ARGUMENT.*Unrecognized servable version label: canary"),
     ],
@@ -332,6 +335,21 @@ def test_what_other_servers_and_proxies_say_is_shown(monkeypatch, status, body, 
         connection.probability(np.zeros((1, 1, 1), np.uint8))
 
 
+@pytest.mark.parametrize(
+    "error", [ssl.SSLCertVerificationError(1, "self-signed certificate"), ssl.SSLError(1, "wrong version number")]
+)
+def test_a_server_that_is_not_trusted_is_no_matter_of_the_token(monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", refuse)
+    rest = wire.connect(ServerConfig("localhost:1", rest=True, tls=True))
+    words = r"expected a trusted server\. Received: UNAUTHENTICATED: TLS: .*Check --tls-ca"
+    with pytest.raises(ServerError, match=words) as caught:
+        rest.metadata(Target("femur"), 1.0)
+    assert "--token-file" not in str(caught.value)
+
+
 def test_metadata_of_another_form_is_refused(monkeypatch):
     rest = wire.connect(ServerConfig("localhost:1", rest=True))
     monkeypatch.setattr(wire_rest.Rest, "_exchange", lambda *_: (200, b'{"metadata": {}}'))
@@ -347,6 +365,8 @@ def test_metadata_of_another_form_is_refused(monkeypatch):
         (Target("femur"), "/v1/models/femur"),
         (Target("femur", 2), "/v1/models/femur/versions/2"),
         (Target("femur", None, "stable"), "/v1/models/femur/labels/stable"),
+        (Target("a femur"), "/v1/models/a%20femur"),  # as it stands, the request could not be sent
+        (Target("a/b:c", None, "of today"), "/v1/models/a%2Fb%3Ac/labels/of%20today"),
     ],
 )
 def test_paths(target, path):
@@ -360,6 +380,8 @@ def test_paths(target, path):
         ({"server": ":8500"}, "--server: expected HOST:PORT"),
         ({"server": "a:http"}, "--server: expected HOST:PORT"),
         ({"server": "a:65536"}, "--server: expected HOST:PORT"),
+        ({"server": "a b:8501", "rest": True}, "--server: expected HOST:PORT"),
+        ({"server": "a\n:8501", "rest": True}, "--server: expected HOST:PORT"),
         ({"max_message_mb": 0}, "--max-message-mb: expected at least 1 MB"),
         ({"deadline_s": 0.0}, "--deadline-s: expected a time above 0 s"),
         ({"version": 1, "label": "stable"}, "--label: expected a version or a label"),

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import types
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import keras
@@ -298,6 +299,16 @@ def test_processes_write_what_one_process_writes(tmp_path):
     alone = tuple(write_records.write_case(tmp_path, plan, case, "patches") for case in plan.cases[:3])
     files.remove(tmp_path / "records")
     assert write_records.write(tmp_path, processes=2).cases == alone
+
+
+def test_a_process_that_is_ended_from_outside_says_what_may_help(tmp_path, in_threads, monkeypatch):
+    def ended(*arguments):
+        raise BrokenProcessPool
+
+    tiny.write_study(tmp_path)
+    monkeypatch.setattr(write_records, "write_case", ended)
+    with pytest.raises(DataError, match=r"for want of memory\. Pass fewer --processes than 1; cases that are written"):
+        write_records.write(tmp_path)
 
 
 def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):

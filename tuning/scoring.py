@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from femur_tf import bundle as bundles
-from femur_tf import calibration, case_maps, recipe, study
+from femur_tf import calibration, case_maps, recipe, records, study
 from femur_tf.callbacks import State
 from femur_tf.case_maps import CaseMap
 from tuning.early import COLUMNS
@@ -26,7 +27,9 @@ def _cases(work: Path) -> Sequence[study.LoadedCase]:
     Raises:
       DataError: the study has none.
     """
-    plan = study.read_plan(work)
+    # The grid of the records, and so of the runs: the plan may have been made anew since.
+    data = records.read_manifest(study.records_path(work)).data
+    plan = dataclasses.replace(study.read_plan(work), data=data)
     return [study.load_case(plan, case) for case in study.needed(work, plan, "validation")]
 
 

@@ -31,7 +31,7 @@ from tuning.noted import Noted
 from tuning.oracles import Durable
 from tuning.search_space import Space
 from tuning.trials import COMPLETED, FAILED, RUN, RUNNING, About, Search
-from tuning.watch import Diverged, Halted, Stopwatch, Watch
+from tuning.watch import Halted, Stopwatch, Watch
 
 STARTS = 3
 """A trial whose process died so often before an epoch ended is set aside."""
@@ -139,7 +139,7 @@ class Trainer(BaseTuner):
         Raises:
           FailedTrialError: the trial ended its process again and again.
           Halted: the search ends; the trial goes on when it does.
-          Diverged: loss or score are no numbers.
+          Diverged: a figure or a weight is no number.
         """
         with Noted(self._note):
             return self._run(trial)
@@ -169,7 +169,7 @@ class Trainer(BaseTuner):
             watch.note()
             raise
         if not math.isfinite(score):
-            raise Diverged(f"the score is {score}")
+            raise callbacks.Diverged(f"the score is {score}")
         about.score = score
         hparams.write_score(path / RUN / "logs", objective, score)
         return {objective: score}

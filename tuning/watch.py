@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,16 +15,9 @@ from tuning import early, trials
 from tuning.early import COLUMNS, DIRECTIONS, Curve
 from tuning.trials import About, Objective
 
-EVERY = 10
-"""Steps between two looks at the loss."""
-
 
 class Halted(FatalError):
     """The search ends within a trial, which goes on at its last checkpoint when the search does."""
-
-
-class Diverged(ArithmeticError):
-    """The loss is no number any more."""
 
 
 class Stopwatch:
@@ -94,13 +86,10 @@ class Watch(keras.callbacks.Callback):
         self.clock = Clock(used)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """End the search where it must; set a trial aside whose loss is no number."""
+        """End the search where it must."""
         reason = self.halt()
         if reason is not None:
             raise Halted(reason)
-        loss = (logs or {}).get("loss", 0.0) if batch % EVERY == 0 else 0.0
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} in step {batch + 1} of epoch {self.about.epochs + 1}")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Training goes on after the checkpoint."""
@@ -110,8 +99,6 @@ class Watch(keras.callbacks.Callback):
         """Note the epoch; stop the trial where it is poor. What follows is the checkpoint."""
         self.stopwatch.pause()
         value = float((logs or {})[COLUMNS[self.objective]])
-        if not math.isfinite(value):
-            raise Diverged(f"{COLUMNS[self.objective]} is {value} after epoch {epoch + 1}")
         self.curve.append((early.share_done(self.settings, self.clock.seconds(), epoch + 1), value))
         if early.is_poor(self.curve, self.others, DIRECTIONS[self.objective]):
             self.about.stopped_early = self.model.stop_training = True
