@@ -13,7 +13,7 @@ from femur_tf.errors import DataError
 @pytest.mark.parametrize("numbers", ["7", "1,77"])
 def test_a_case_that_is_not_there_is_named(tmp_path, numbers):
     tiny.write_study(tmp_path)
-    with pytest.raises(DataError, match=f"expected one case whose name ends with {numbers.split(',')[-1]}"):
+    with pytest.raises(DataError, match=f"Received: '{numbers.split(',')[-1]}' is none of hip_01"):
         results.chosen(tmp_path, numbers)
 
 
