@@ -135,6 +135,22 @@ def test_a_scale_that_no_preset_has_is_read_where_it_is_alone():
     assert space.fault(space.default()) is None
 
 
+@pytest.mark.parametrize(
+    ("spacing_mm", "scales_mm", "choices"),
+    [
+        ((1.0, 5.0, 1.0), (0.0, 4.0), (NONE, "finest", "all")),
+        ((1.0, 5.0, 1.0), (0.0,), ("finest", "all")),
+        ((1.0, 1.0, 1.0), (0.0, 4.0), (NONE, "all")),
+        ((1.0, 1.0, 1.0), (0.0,), (NONE, "all")),
+    ],
+)
+def test_planes_that_are_one_network_are_one_choice(spacing_mm, scales_mm, choices):
+    space = Space(config.DataConfig(patch=PatchConfig(spacing_mm=spacing_mm, scales_mm=scales_mm)), 1e6)
+    parameter = next(p for p in space.parameters if p.name == "planes_0mm")
+    assert parameter.choices == choices
+    assert parameter.default in choices
+
+
 def test_a_cost_below_the_smallest_network_is_refused():
     with pytest.raises(DataError, match=r"--max-cost: expected at least \d+ multiply-adds a voxel.*Received: 10"):
         searches.space(10)

@@ -115,7 +115,11 @@ def make_oracle(arguments: SearchArguments, search: Search) -> Durable:
     tf.get_logger().setLevel("ERROR")
     keras_tuner.src.config.DEBUG = False  # a trial that fails is shown by its reason, not by its traceback
     data = records.read_manifest(study.records_path(arguments.work)).data
-    return oracles.make(search, Space(data, search.max_cost), arguments.wanted.folder)
+    space = Space(data, search.max_cost)
+    fault = space.fault(space.default())
+    if search.from_default and fault:
+        command.warn(f"The preset default is not the first trial: {fault}.")
+    return oracles.make(search, space, arguments.wanted.folder)
 
 
 def take_up(oracle: Durable) -> None:

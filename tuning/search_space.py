@@ -89,7 +89,11 @@ def _plane_choices(rule: config.PatchConfig) -> list[Parameter]:
     wanted = dict(zip(preset.scales_mm, preset.planes, strict=True))
     found = []
     for scale, choice in zip(rule.scales_mm, own, strict=True):
-        choices = (NONE, *(["finest"] if choice == "all" else []), choice)
+        finest, whole = (dataclasses.replace(rule, scales_mm=(scale,), planes=(one,)) for one in ("finest", "all"))
+        fewer = choice == "all" and finest.towers != whole.towers  # of an isotropic volume all planes are fine
+        choices = (NONE, *(["finest"] if fewer else []), choice)
+        if fewer and len(rule.scales_mm) == 1:  # a network reads one scale at least
+            choices = choices[1:]
         default = wanted.get(scale, NONE)
         found.append(Parameter(f"planes_{scale:g}mm", default if default in choices else choice, choices))
     return found
