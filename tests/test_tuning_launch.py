@@ -13,7 +13,7 @@ from femur_tf import config, files
 from femur_tf.errors import DataError
 from tuning import launch, trials
 from tuning.launch import Limits, Wanted
-from tuning.search import SearchArguments, check, flags
+from tuning.search import SearchArguments, check, flags, make_oracle
 from tuning.trials import COMPLETED, FAILED, RUNNING
 
 
@@ -177,3 +177,11 @@ def test_arguments_are_handed_on_without_their_place(tmp_path):
     )
     handed_on = tyro.cli(SearchArguments, args=[*flags(arguments)])
     assert handed_on == dataclasses.replace(arguments, workers=1, overwrite=False)
+
+
+def test_a_default_that_costs_too_much_to_be_the_first_trial_is_told(study, capsys):
+    space = searches.space()
+    wanted = dataclasses.replace(searches.SEARCH, max_cost=space.cost(space.default()) - 1)
+    for asked, told in ((wanted, True), (dataclasses.replace(wanted, from_default=False), False)):
+        make_oracle(SearchArguments(study), asked)
+        assert ("The preset default is not the first trial: it costs" in capsys.readouterr().err) == told
