@@ -110,8 +110,8 @@ def test_a_file_that_is_no_report_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_case_that_failed_tells_nothing_of_what_is_usual(work, run, monkeypatch, capsys):
-    dice = iter([0.49, 0.5, 0.9])
-    monkeypatch.setattr(case_maps.metrics, "dice", lambda mask, reference: next(dice))
+    dice, profile = iter([0.49, 0.5, 0.9]), case_maps.CaseMap.profile
+    monkeypatch.setattr(case_maps.CaseMap, "profile", lambda *given: (profile(*given)[0], next(dice)))
     plan, chosen = study.read_plan(work), config.load(bundle.ChosenRecipe, run / bundle.RECIPE)
     found = case_maps.cohort(bundle.load(run, calibrated=False), plan, chosen.recipe, chosen.calibration)
     assert found.cases == 2
