@@ -131,7 +131,7 @@ class ModelConfig:
     """Dropout after each convolution block (source: 0.5)."""
     dropout_dense: float = 0.5
     """Dropout before each Dense layer (source: 0.5)."""
-    l2: float = 1e-4
+    l2: float = 1e-5
     """L2 penalty on kernels (source: L2 is used; the value is our choice)."""
     bias: float = 0.10
     """Initial value of each bias (source: 0.10). Kernels start from Glorot uniform (source: Xavier)."""
