@@ -178,13 +178,6 @@ def _case_path(work: Path, case: study.Case) -> Path:
     return study.records_path(work) / "cases" / f"{case.name}.json"
 
 
-def _missing(folder: Path, case: records.CaseRecords) -> list[str]:
-    """Return the files of a case that are not below `folder` with their size."""
-    entries = [*(shard.file for shard in case.shards), *case.grids]
-    there = {entry.name: folder / entry.name for entry in entries}
-    return [e.name for e in entries if not there[e.name].is_file() or there[e.name].stat().st_size != e.bytes]
-
-
 def is_finished(path: Path, folder: Path, found: records.CaseRecords, made_from: str) -> bool:
     """Tell whether a case's records are complete. Raise where they were made from something else.
 
@@ -204,7 +197,7 @@ def is_finished(path: Path, folder: Path, found: records.CaseRecords, made_from:
             f"{path}: expected records of this plan and mode. Received: records made from other settings or "
             "other files. Pass --overwrite to write all records again."
         )
-    missing = _missing(folder, found)
+    missing = [entry.name for entry in found.files if records.check_size(folder, entry)]
     if missing:
         command.warn(f"{found.case}: missing or of another size, the case is written again: {', '.join(missing)}")
     return not missing
@@ -274,7 +267,7 @@ def write(
                 f"often for want of memory. Pass fewer --processes than {workers}; cases that are written are kept."
             ) from error
         except DataError:
-            pool.shutdown(wait=False, cancel_futures=True)  # told at once, not when the other cases are written
+            pool.shutdown(wait=False, cancel_futures=True)  # only those that are begun are still written
             raise
     manifest = records.Manifest(plan.data, mode, tuple(entry for entry in done.values() if entry))
     files.write_json(records.manifest_path(folder), config.to_dict(manifest))

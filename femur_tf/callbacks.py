@@ -145,20 +145,16 @@ class Finite(keras.callbacks.Callback):
     Raises `Diverged`. What the epochs before have left stays as it is.
     """
 
-    def __init__(self, folder: Path, settings: config.TrainConfig) -> None:
-        """Keep what the message names: the run folder and the settings."""
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        """Keep what the message names: the run folder, and the progress, which holds epoch and settings."""
         super().__init__()
-        self.folder, self.settings = folder, settings
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Note the epoch."""
-        self.epoch = epoch
+        self.folder, self.progress = folder, progress
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Look at the loss."""
         if batch % EVERY == 0:
-            self._require({"loss": (logs or {}).get("loss", 0.0)}, f"in step {batch + 1} of epoch {self.epoch + 1}")
+            when = f"in step {batch + 1} of epoch {self.progress.epoch + 1}"
+            self._require({"the loss": (logs or {}).get("loss", 0.0)}, when)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Look at all figures, and at the weights, which the last step may have spoilt."""
@@ -170,10 +166,11 @@ class Finite(keras.callbacks.Callback):
         """Raise unless all values are numbers."""
         for name, value in values.items():
             if not math.isfinite(value):
-                lower = f"--set train.learning_rate={self.settings.learning_rate / 4:g}"
+                lower = f"--set train.learning_rate={self.progress.settings.learning_rate / 4:g}"
+                # The first line is all that a search shows of it.
                 raise Diverged(
-                    f"{name} is {value} {when} of {self.folder}, expected a number: the training has diverged. "
-                    f"Start it anew with a lower learning rate ({lower}) and --overwrite."
+                    f"{name} is {value} {when}\n{self.folder}: expected a number, received none: the training has "
+                    f"diverged. Start it anew with a lower learning rate ({lower}) and --overwrite."
                 )
 
 

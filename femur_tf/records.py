@@ -69,6 +69,11 @@ class CaseRecords:
     grids: tuple[FileEntry, ...] = ()
     """The working grid and its varied copies, in index mode; `grids/NAME.npy`, where the examples' `case` is NAME."""
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the case."""
+        return (*(shard.file for shard in self.shards), *self.grids)
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -174,7 +179,7 @@ def parse(serialized: tf.Tensor, patch: config.PatchConfig, mode: Mode) -> dict[
     return example
 
 
-def _check_size(records: Path, entry: FileEntry) -> str | None:
+def check_size(records: Path, entry: FileEntry) -> str | None:
     """Return what is wrong with a file's presence or size, or None."""
     path = records / entry.name
     if not path.exists():
@@ -185,7 +190,7 @@ def _check_size(records: Path, entry: FileEntry) -> str | None:
 
 def _check_file(records: Path, entry: FileEntry) -> str | None:
     """Return what is wrong with a file's presence, size or digest, or None."""
-    problem = _check_size(records, entry)
+    problem = check_size(records, entry)
     if problem is None and files.sha256(records / entry.name) != entry.sha256:
         return f"{records / entry.name}: expected sha256 {entry.sha256[:12]}... Received: another content of that size"
     return problem
@@ -202,11 +207,10 @@ def require_whole(records: Path, manifest: Manifest) -> None:
     Raises:
       DataError: of the first file that is missing or of another size.
     """
-    for case in manifest.cases:
-        for entry in (*(shard.file for shard in case.shards), *case.grids):
-            problem = _check_size(records, entry)
-            if problem:
-                raise DataError(f"{problem}. {advice(records)}")
+    sizes = (check_size(records, entry) for case in manifest.cases for entry in case.files)
+    problem = next(filter(None, sizes), None)
+    if problem:
+        raise DataError(f"{problem}. {advice(records)}")
 
 
 def _first_bad_byte(path: Path) -> str:

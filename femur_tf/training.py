@@ -183,7 +183,7 @@ def _callbacks(
     stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=settings.patience) if validated else None
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
     saved = Checkpoint(folder, state, progress, stopping)
-    finite = Finite(folder, settings)
+    finite = Finite(folder, progress)
     return [progress, finite, *([stopping] if stopping else []), board, *further, saved]
 
 

@@ -141,12 +141,12 @@ def test_the_outcome_is_said_and_is_the_exit_status(tmp_path, capsys, statuses, 
     folder = tmp_path / "tuning" / "x"
     searches.write_search(folder, trials=2)
     for number, status in enumerate(statuses):
-        reason = "Diverged: loss is nan" if status == FAILED else None
+        reason = "Diverged: the loss is nan" if status == FAILED else None
         searches.write_trial(folder, number, status, 0.5 if status == COMPLETED else None, reason=reason)
     assert launch.finish(folder, tmp_path, stopped) == expected
     shown = capsys.readouterr()
     assert message in shown.err
-    assert ("trial 1 was set aside: Diverged: loss is nan" in shown.err) == (FAILED in statuses)
+    assert ("trial 1 was set aside: Diverged: the loss is nan" in shown.err) == (FAILED in statuses)
     assert "--config" in shown.out
     assert launch.is_finished(folder) == (len(statuses) == 2 and RUNNING not in statuses)
 

@@ -20,7 +20,7 @@ def folder(tmp_path):
     path = tmp_path / "tuning" / "bayesian"
     searches.write_search(path)
     searches.write_trial(path, 0, COMPLETED, 0.9, training_seconds=60.0, outside_seconds=5.0, epochs=5)
-    searches.write_trial(path, 1, FAILED, None, reason="Diverged: loss is nan")
+    searches.write_trial(path, 1, FAILED, None, reason="Diverged: the loss is nan")
     searches.write_trial(path, 2, RUNNING, None)
     return path
 
@@ -40,7 +40,7 @@ def test_a_search_is_read_in_the_order_of_its_trials(folder):
     ]
     assert (rows[0].training_seconds, rows[0].outside_seconds, rows[0].epochs) == (60.0, 5.0, 5)
     assert rows[0].cost == 1000.0
-    assert rows[1].reason == "Diverged: loss is nan"
+    assert rows[1].reason == "Diverged: the loss is nan"
     assert "optimizer" in rows[0].values
 
 
