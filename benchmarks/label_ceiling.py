@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import cross_validation, derived
 from femur_tf import command, config, metrics, postprocess, quiet
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
     from femur_tf.recipe import Sample
@@ -143,11 +143,12 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
       DataError: a fold is missing, or has no scores.
     """
     folders = [cross_validation.folder_of(arguments, number) for number in range(arguments.folds)]
+    numbers = ("--folds", arguments.folds, "--minutes", f"{arguments.minutes:g}", "--seed", arguments.seed)
     for folder in folders:
         if not derived.scores_path(folder).exists():
             raise DataError(
-                f"{folder}: expected a fold with its scores. Run first: python -m benchmarks.cross_validation "
-                f"{arguments.work} --folds {arguments.folds} --minutes {arguments.minutes:g} --seed {arguments.seed}"
+                f"{folder}: expected a fold with its scores. "
+                f"Run first: {typed('benchmarks.cross_validation', arguments.work, *numbers)}"
             )
     for folder in folders:
         bundle, maps = derived.left_out(folder)

@@ -85,7 +85,7 @@ def draw(number: int, count: int) -> sampling.Draw:
     """Return the examples of one shard: random centres and labels."""
     rng = np.random.default_rng([1, number])
     label = rng.integers(0, 2, count)
-    return sampling.Draw(rng.integers(0, SHAPE, (count, 3)), label, label.astype(np.uint8), {})
+    return sampling.Draw(rng.integers(0, SHAPE, (count, 3)), label, label.astype(np.uint8))
 
 
 def time_cutting(arguments: PipelineArguments) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from data_prep import cohort, split
-from femur_tf import calibration, command, evaluate, files, metrics, postprocess, quiet, study, volume
+from femur_tf import calibration, case_scores, command, files, metrics, postprocess, quiet, study, volume
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -59,7 +59,11 @@ def chosen(data: Path, numbers: str) -> list[study.Case]:
 
 
 def draw(
-    folder: Path, bundle: Bundle, scores: list[evaluate.CaseScore], counts: metrics.VoxelCounts, cases: dict[str, bytes]
+    folder: Path,
+    bundle: Bundle,
+    scores: list[case_scores.CaseScore],
+    counts: metrics.VoxelCounts,
+    cases: dict[str, bytes],
 ) -> None:
     """Write the pictures.
 
@@ -112,12 +116,12 @@ def main(arguments: ResultsArguments) -> None:
         counts.add(own.astype(np.float16), loaded.reference)
         if other:
             beside[case.name] = metrics.dice(mask, segmented(other, loaded)[1])
-        scores.append(evaluate.score(case.name, mask, loaded.reference, spacing_mm))
+        scores.append(case_scores.score(case.name, mask, loaded.reference, spacing_mm))
         if arguments.pictures:
             from femur_tf import pictures
 
             cases[case.name] = pictures.overlay_png(loaded.image.volume, mask, loaded.reference)
-    evaluate.show(f"{bundle.folder}, test cases", scores)
+    case_scores.show(f"{bundle.folder}, test cases", scores)
     names = ("dice", "ppv", "sensitivity", "surface_mm")
     means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in names}
     line = {"auc": metrics.auc(counts), **means, "cases": {s.case: s.dice for s in scores}}

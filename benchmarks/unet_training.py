@@ -14,7 +14,7 @@ from keras import layers, ops
 from benchmarks.crops import BATCH, STEPS, batches, neighbours, padded, read_pairs, validation_slices
 from benchmarks.dense import unit_s
 from femur_tf import bundle as bundles
-from femur_tf import callbacks, config, evaluate, files, postprocess, recipe, study
+from femur_tf import callbacks, case_scores, config, files, postprocess, recipe, study
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume, from_working
 
@@ -166,7 +166,7 @@ def measure(network: keras.Model, plan: study.Plan, part: study.Part, folder: Pa
     chosen = config.from_dict(bundles.ChosenRecipe, files.read_json(folder / bundles.RECIPE), bundles.RECIPE).recipe
     masks = [postprocess.apply(s.probability, chosen, spacing_mm=s.spacing_mm) for s in samples]
     scores = [
-        evaluate.score(n, mask, s.reference, s.spacing_mm) for n, mask, s in zip(names, masks, samples, strict=True)
+        case_scores.score(n, mask, s.reference, s.spacing_mm) for n, mask, s in zip(names, masks, samples, strict=True)
     ]
     means = {n: float(np.mean([getattr(s, n) for s in scores])) for n in ("dice", "ppv", "sensitivity", "surface_mm")}
     result: dict[str, Any] = {f"{part}_{name}": value for name, value in means.items()}

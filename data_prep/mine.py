@@ -28,7 +28,7 @@ import tyro
 from data_prep import sampling, write_records
 from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
 from femur_tf import command, config, files, lineage, mined_records, quiet, records, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 from femur_tf.patches import Cutter
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ def _of_copy(
     cutoff, margin_mm = miner.bundle.recipe.cutoff, miner.mining.margin_mm
     group = groups(map_.data, copy.mask, cutoff, spacing_mm=spacing_mm, margin_mm=margin_mm)
     rng = write_records.case_rng(miner.plan.data.sampling.seed, f"{copy.name} mined {miner.name}")
-    flat, short = sampling.draw_groups(group, miner.mining.wanted(count), rng)
+    flat = sampling.draw_groups(group, miner.mining.wanted(count), rng)
     kind = sampling.kinds(copy.mask, spacing_mm=spacing_mm, config=miner.plan.data.sampling)
-    return sampling.draw_of(flat, kind, short), group
+    return sampling.draw_of(flat, kind), group
 
 
 def _summed(parts: list[dict[str, int]]) -> dict[str, int]:
@@ -245,9 +245,8 @@ def main(arguments: MineArguments) -> None:
     header = ("case", *(f"{error.replace('_', ' ')}s" if error != "doubtful" else error for error in ERRORS))
     command.table(f"Examples drawn from the errors of run {arguments.run}", header, rows)
     name = arguments.name or arguments.run
-    command.say(
-        f"Next: python -m femur_tf.train {arguments.work} --run {name}-mined --start {arguments.run} --mined {name}"
-    )
+    words = ("--run", f"{name}-mined", "--start", arguments.run, "--mined", name)
+    command.say(f"Next: {typed('femur_tf.train', arguments.work, *words)}")
 
 
 if __name__ == "__main__":

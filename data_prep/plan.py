@@ -12,7 +12,7 @@ from data_prep import cohort, fitted, sampling, split
 from data_prep.forecast import Forecast, check_disk, forecast, gigabytes
 from data_prep.suspicions import Suspicion, suspicions
 from femur_tf import command, config, files, machine, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 from femur_tf.patch_config import Triple
 from femur_tf.records import KINDS
 
@@ -258,7 +258,7 @@ def main(arguments: PlanArguments) -> None:
     files.write_json(path, config.to_dict(plan))
     show(plan, facts, suspicions(facts, data, {case.name: plan.volumes(case) for case in cases}))
     show_plan(plan, facts, expected, free_bytes)
-    command.say(f"Next: python -m data_prep.write_records {arguments.work}")
+    command.say(f"Next: {typed('data_prep.write_records', arguments.work)}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,6 @@ class Draw:
     """(N,) int64, 1 inside the femur, else 0."""
     kind: np.ndarray
     """(N,) uint8, position in `KINDS`."""
-    short: dict[str, int]
-    """How many examples are missing of each kind or group that has fewer voxels than asked; others are not listed."""
 
 
 def asked(config: SamplingConfig) -> tuple[int, int, int]:
@@ -86,13 +84,10 @@ def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig
     if mask.ndim != 3 or mask.dtype != np.bool_:
         raise ValueError(f"expected a bool mask (X, Y, Z). Received: dtype={mask.dtype}, shape={mask.shape}")
     kind = kinds(mask, spacing_mm=spacing_mm, config=config)
-    flat, short = draw_groups(kind, dict(zip(KINDS, asked(config), strict=True)), rng)
-    return draw_of(flat, kind, short)
+    return draw_of(draw_groups(kind, dict(zip(KINDS, asked(config), strict=True)), rng), kind)
 
 
-def draw_groups(
-    group: np.ndarray, wanted: Mapping[str, int], rng: np.random.Generator
-) -> tuple[np.ndarray, dict[str, int]]:
+def draw_groups(group: np.ndarray, wanted: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
     """Draw so many voxels of each group, without replacement, in random order.
 
     A group that has fewer voxels than wanted gives all of them, and no other group makes up for it.
@@ -103,29 +98,23 @@ def draw_groups(
       rng: the source of chance.
 
     Returns:
-      Flat voxel indices (N,), and how many are missing of the groups that are short.
+      Flat voxel indices (N,).
     """
     voxels = group.ravel()
     drawn = [_draw(np.flatnonzero(voxels == code), count, rng) for code, count in enumerate(wanted.values())]
-    short = {
-        name: count - found.size
-        for (name, count), found in zip(wanted.items(), drawn, strict=True)
-        if found.size < count
-    }
-    return rng.permutation(np.concatenate(drawn)), short
+    return rng.permutation(np.concatenate(drawn))
 
 
-def draw_of(flat: np.ndarray, kind: np.ndarray, short: Mapping[str, int]) -> Draw:
+def draw_of(flat: np.ndarray, kind: np.ndarray) -> Draw:
     """Return the draw of some voxels.
 
     Args:
       flat: (N,) flat voxel indices.
       kind: (X, Y, Z) uint8, as `kinds` gives it.
-      short: how many examples are missing.
     """
     centres = np.stack(np.unravel_index(flat, kind.shape), axis=1).astype(np.int64)  # (N, 3)
     found = kind.ravel()[flat]
-    return Draw(centres, (found == BONE).astype(np.int64), found, dict(short))
+    return Draw(centres, (found == BONE).astype(np.int64), found)
 
 
 def _reach_mm(distances_mm: np.ndarray, wanted: float, limit_mm: float) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from data_prep import sampling, variation
 from data_prep.forecast import example_bytes
 from femur_tf import command, config, files, machine, quiet, records, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 from femur_tf.patches import Cutter
 
 SHARD_EXAMPLES = 9_000
@@ -285,7 +285,7 @@ def main(arguments: WriteArguments) -> None:
         rows.append((case.case, case.part, len(case.shards), *kinds, f"{megabytes:.0f}"))
     header = ("case", "part", "shards", *records.KINDS, "MB")
     command.table(f"Records in {study.records_path(arguments.work)} ({mode})", header, rows)
-    command.say(f"Next: python -m femur_tf.train {arguments.work}")
+    command.say(f"Next: {typed('femur_tf.train', arguments.work)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from femur_tf import bundle as bundles
-from femur_tf import calibration, case_maps, command, config, files, metrics, recipe, study
+from femur_tf import calibration, case_maps, command, config, files, recipe, study
 from femur_tf.errors import DataError
 
 MAY_DIFFER = {
@@ -21,7 +21,6 @@ MAY_DIFFER = {
 def choose(
     bundle: bundles.Bundle,
     maps: Sequence[case_maps.CaseMap],
-    raw: metrics.VoxelCounts,
     *,
     method: recipe.Method,
     specificity: float,
@@ -31,7 +30,6 @@ def choose(
     Args:
       bundle: the model, not calibrated.
       maps: of the validation cases.
-      raw: their `case_maps.raw_counts`.
       method: how the ROC gives the cut-off.
       specificity: least specificity, for that method.
 
@@ -40,7 +38,7 @@ def choose(
     """
     names = tuple(one.loaded.case.name for one in maps)
     try:
-        fitted = calibration.fit(raw)
+        fitted = calibration.fit(case_maps.raw_counts(maps))
         choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=specificity)
     except ValueError as error:
         raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error

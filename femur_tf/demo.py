@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from femur_tf import command, evaluate, files, image_io, phantom, report
-from femur_tf.errors import DataError
+from femur_tf import case_scores, command, files, image_io, phantom, report
+from femur_tf.errors import DataError, typed
 
 SHAPE = (112, 112, 32)
 SPACING_MM = (2.3, 2.3, 4.8)
@@ -112,7 +111,7 @@ def run_command(words: Sequence[str]) -> None:
     Raises:
       DataError: its exit status is not 0; the message names the command.
     """
-    text = shlex.join(["python", "-m", *words])
+    text = typed(*words)
     command.say(f"\n$ {text}")
     status = subprocess.run([sys.executable, "-m", *words], check=False, env={**QUIET, **os.environ}).returncode
     if status:
@@ -183,13 +182,13 @@ def _write_page(folder: Path, todo: Sequence[Sequence[str]]) -> list[list[object
         "the cut-off saw. Scores on phantoms say nothing about patients."
     )
     image, mask, reference = _read_new(folder)
-    score = evaluate.score("new scan", mask, reference, image.volume.spacing_mm)
+    score = case_scores.score("new scan", mask, reference, image.volume.spacing_mm)
     rows = [*_test_rows(folder), ["new scan", *(getattr(score, name) for name in COLUMNS)]]
     page.add_table(HEADER, rows)
     page.add_case("The new scan", image.volume, mask, reference)
     page.add_text("The test cases are shown in work/reports/default/test.html, beside their ROC curve.")
     page.add_heading("What was run")
-    page.add_commands([shlex.join(["python", "-m", *words]) for words in todo])
+    page.add_commands([typed(*words) for words in todo])
     page.add_heading("With scans and masks of your own")
     page.add_commands(own_data_commands())
     page.write(folder / "report.html")

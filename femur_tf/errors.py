@@ -5,6 +5,10 @@ expected, what was received and what to do. Commands show its message alone and
 exit with status 2 (`femur_tf.command`).
 """
 
+from __future__ import annotations
+
+import shlex
+
 
 class DataError(ValueError):
     """Input, or a file made earlier, that cannot be used as it is."""
@@ -19,3 +23,17 @@ def require(fine: bool, owner: object, name: str, expected: str) -> None:
     if not fine:
         received = f"{name}={getattr(owner, name)!r}"
         raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}. Received: {received}")
+
+
+def typed(module: str, *words: object) -> str:
+    """Return a command of ours as one types it in a shell, for a message that says what to run.
+
+    Args:
+      module: what follows `python -m`.
+      words: its arguments; a path with blanks is quoted.
+
+    Example:
+      >>> typed("femur_tf.train", "my work")
+      "python -m femur_tf.train 'my work'"
+    """
+    return shlex.join(["python", "-m", module, *map(str, words)])

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from femur_tf import calibration, command, config, files, lineage, metrics, postprocess, quiet, recipe, report, study
-from femur_tf.errors import DataError
+from femur_tf import (
+    calibration,
+    case_scores,
+    command,
+    config,
+    lineage,
+    metrics,
+    postprocess,
+    quiet,
+    recipe,
+    report,
+    study,
+)
+from femur_tf.case_scores import CaseScore
+from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle, ChosenRecipe
@@ -55,73 +66,6 @@ class EvaluateArguments:
         return config.PredictConfig(max_memory=self.max_memory)
 
 
-@dataclasses.dataclass(frozen=True)
-class CaseScore:
-    """One row of the table."""
-
-    case: str
-    dice: float
-    ppv: float
-    sensitivity: float
-    specificity: float
-    surface_mm: float
-    """Average symmetric surface distance."""
-    hausdorff95_mm: float
-    volume_cm3: float
-    reference_cm3: float
-
-
-def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> CaseScore:
-    """Score one mask.
-
-    Args:
-      name: of the case.
-      mask: (X, Y, Z) bool.
-      reference: the same shape.
-      spacing_mm: of both.
-    """
-    distances = metrics.surface_distances(mask, reference, spacing_mm=spacing_mm)
-    cm3 = float(np.prod(spacing_mm)) / 1000
-    return CaseScore(
-        name,
-        metrics.dice(mask, reference),
-        metrics.ppv(mask, reference),
-        metrics.sensitivity(mask, reference),
-        metrics.specificity(mask, reference),
-        distances.mean_mm,
-        distances.hausdorff95_mm,
-        mask.sum() * cm3,
-        reference.sum() * cm3,
-    )
-
-
-def _mean_row(scores: list[CaseScore]) -> list[str]:
-    """Return the table's last row: mean and standard deviation of each column, over the cases that have a value."""
-    columns = np.array([dataclasses.astuple(s)[1:] for s in scores], float)
-    known = [column[np.isfinite(column)] for column in columns.T]
-    return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
-
-
-def _defined(values: Any) -> Any:
-    """Return values, and what they hold, with None, JSON's null, for undefined scores: JSON has no NaN."""
-    if isinstance(values, dict):
-        return {name: _defined(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_defined(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
-def _save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:
-    """Write the scores as CSV and JSON."""
-    names = [field.name for field in dataclasses.fields(CaseScore)]
-    with files.whole(folder / f"{part}.csv") as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(dataclasses.astuple(s) for s in scores)
-    rows = [_defined(dataclasses.asdict(s)) for s in scores]
-    files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
-
-
 def _reliability(raw: metrics.VoxelCounts, calibrated: metrics.VoxelCounts) -> dict[str, dict[str, object]]:
     """Return how probabilities compare with the share of bone, before and after calibration."""
     result: dict[str, dict[str, object]] = {}
@@ -136,13 +80,37 @@ def _reliability(raw: metrics.VoxelCounts, calibrated: metrics.VoxelCounts) -> d
     return result
 
 
-def _show_steps(samples: list[recipe.Sample], chosen: config.RecipeConfig) -> None:
-    """Print the mean Dice after each step."""
-    effects = [postprocess.step_effects(s.probability, chosen, s.reference, s.spacing_mm) for s in samples]
-    raw = recipe.mean_dice(samples, dataclasses.replace(chosen, steps=()))
-    rows: list[tuple[object, ...]] = [("cut-off", f"{chosen.cutoff:.4f}", raw)]
-    for index, step in enumerate(chosen.steps):
-        rows.append((step.name, f"{step.value:g}", float(np.mean([effect[index][2] for effect in effects]))))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """What the cases of a part gave. Of a case's volumes nothing is kept: a part may have any number of cases."""
+
+    scores: list[CaseScore] = dataclasses.field(default_factory=list)
+    after: list[list[float]] = dataclasses.field(default_factory=list)
+    """Of each case its Dice after the cut-off and after each step."""
+    raw: metrics.VoxelCounts = dataclasses.field(default_factory=metrics.VoxelCounts)
+    """Their voxels by the probability before calibration."""
+    calibrated: metrics.VoxelCounts = dataclasses.field(default_factory=metrics.VoxelCounts)
+    """And after it."""
+    pictures: report.Page = dataclasses.field(default_factory=report.Page)
+
+    def add(self, one: CaseMap, chosen: ChosenRecipe) -> None:
+        """Score a case with a recipe and its calibration."""
+        recipe.count_voxels([one.sample(calibration.NONE)], self.raw)
+        sample = one.sample(chosen.calibration)
+        recipe.count_voxels([sample], self.calibrated)
+        mask = postprocess.apply(sample.probability, chosen.recipe, spacing_mm=sample.spacing_mm)
+        name = one.loaded.case.name
+        self.scores.append(case_scores.score(name, mask, sample.reference, sample.spacing_mm))
+        cut = metrics.dice(sample.probability >= chosen.recipe.cutoff, sample.reference)
+        effects = postprocess.step_effects(sample.probability, chosen.recipe, sample.reference, sample.spacing_mm)
+        self.after.append([cut, *(after for _, _, after in effects)])
+        self.pictures.add_case(name, one.loaded.image.volume, mask, sample.reference)
+
+
+def _show_steps(after: list[list[float]], chosen: config.RecipeConfig) -> None:
+    """Print the mean Dice after the cut-off and after each step."""
+    steps = [("cut-off", f"{chosen.cutoff:.4f}"), *((step.name, f"{step.value:g}") for step in chosen.steps)]
+    rows = [(*step, float(mean)) for step, mean in zip(steps, np.mean(after, axis=0), strict=True)]
     command.table("Recipe: mean Dice after each step", ("step", "value", "Dice"), rows)
 
 
@@ -152,7 +120,7 @@ def _check_choice(arguments: EvaluateArguments) -> None:
     if arguments.part == "test" and asked:
         raise DataError(
             f"Expected no choice on test cases. Received: {' and '.join(asked)} with --part test. Choose on validation "
-            f"cases: python -m femur_tf.evaluate {arguments.work} --run {arguments.run} {asked[0]} ..."
+            f"cases: {typed('femur_tf.evaluate', arguments.work, '--run', arguments.run, asked[0], '...')}"
         )
     if arguments.recipe_from and (asked or arguments.part == "test"):
         other = asked[0] if asked else "--part test"
@@ -163,20 +131,13 @@ def _check_choice(arguments: EvaluateArguments) -> None:
         raise DataError("Expected --cutoff specificity with --specificity. Received: --specificity without it.")
 
 
-def _write_page(
-    path: Path,
-    title: str,
-    scores: list[CaseScore],
-    cases: Iterable[tuple[study.LoadedCase, np.ndarray]],
-    roc: tuple[metrics.VoxelCounts, float],
-) -> None:
+def _write_page(path: Path, title: str, judged: Judged, cutoff: float) -> None:
     """Write the report: the table, the ROC with the cut-off on it, a picture of each case."""
-    counts, cutoff = roc
     page = report.Page(title)
-    page.add_table([field.name for field in dataclasses.fields(CaseScore)], [dataclasses.astuple(s) for s in scores])
-    page.add_roc(metrics.curve(counts), metrics.auc(counts), cutoff)
-    for loaded, mask in cases:
-        page.add_case(loaded.case.name, loaded.image.volume, mask, loaded.reference)
+    rows = [dataclasses.astuple(one) for one in judged.scores]
+    page.add_table([field.name for field in dataclasses.fields(CaseScore)], rows)
+    page.add_roc(metrics.curve(judged.calibrated), metrics.auc(judged.calibrated), cutoff)
+    page.extend(judged.pictures)
     page.write(path)
 
 
@@ -188,7 +149,7 @@ def _load(arguments: EvaluateArguments) -> Bundle:
     """
     run = study.run_path(arguments.work, arguments.run)
     if not (run / "model.keras").exists():
-        raise DataError(f"{run}: expected a trained run. Run first: python -m femur_tf.train {arguments.work}")
+        raise DataError(f"{run}: expected a trained run. Run first: {typed('femur_tf.train', arguments.work)}")
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
@@ -217,16 +178,12 @@ def adopt(arguments: EvaluateArguments) -> None:
         choosing.save_cohort(bundle, plan, chosen, arguments.prediction)
 
 
-def _chosen(
-    bundle: Bundle, maps: list[CaseMap], raw: metrics.VoxelCounts, arguments: EvaluateArguments
-) -> ChosenRecipe:
-    """Return the recipe: chosen on validation cases, for test cases the one saved before."""
+def _choose(bundle: Bundle, maps: list[CaseMap], arguments: EvaluateArguments) -> ChosenRecipe:
+    """Choose the recipe on validation cases."""
     from femur_tf import choosing
 
-    if arguments.part == "test" and bundle.chosen:
-        return bundle.chosen
     least = SPECIFICITY if arguments.specificity is None else arguments.specificity
-    return choosing.choose(bundle, maps, raw, method=arguments.cutoff or "dice", specificity=least)
+    return choosing.choose(bundle, maps, method=arguments.cutoff or "dice", specificity=least)
 
 
 def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
@@ -249,39 +206,30 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         _ = bundle.recipe  # raises where none has been chosen
     choosers = bundle.chosen.cases if bundle.chosen else ()
     lineage.require_unseen(bundle.folder, [case.name for case in cases], arguments.part, choosers)
-    maps = [case_maps.read(bundle, plan, case, arguments.prediction) for case in cases]
-    raw = case_maps.raw_counts(maps)
-    chosen = _chosen(bundle, maps, raw, arguments)
-    samples = [one.sample(chosen.calibration) for one in maps]
-    masks = [postprocess.apply(s.probability, chosen.recipe, spacing_mm=s.spacing_mm) for s in samples]
-    scores = [
-        score(case.name, mask, s.reference, s.spacing_mm) for case, mask, s in zip(cases, masks, samples, strict=True)
-    ]
-    _show_steps(samples, chosen.recipe)
-    counts = recipe.count_voxels(samples)
+    maps: Iterable[CaseMap] = (case_maps.read(bundle, plan, case, arguments.prediction) for case in cases)
+    chosen = bundle.chosen
+    if arguments.part == "validation" or chosen is None:
+        maps = list(maps)  # all of them choose
+        chosen = _choose(bundle, maps, arguments)
+    judged = Judged()
+    for one in maps:
+        judged.add(one, chosen)
+    _show_steps(judged.after, chosen.recipe)
     folder = arguments.work / "reports" / arguments.run
     summary = {
         "run": arguments.run,
         "part": arguments.part,
-        "auc": metrics.auc(counts),
+        "auc": metrics.auc(judged.calibrated),
         "recipe": config.to_dict(chosen.recipe),
         "calibration": config.to_dict(chosen.calibration),
-        "reliability": _reliability(raw, counts),
+        "reliability": _reliability(judged.raw, judged.calibrated),
     }
-    _save(folder, arguments.part, scores, summary)
-    pictured = zip([one.loaded for one in maps], masks, strict=True)
+    case_scores.save(folder, arguments.part, judged.scores, summary)
     title = f"{arguments.run}: {arguments.part} cases"
-    _write_page(folder / f"{arguments.part}.html", title, scores, pictured, (counts, chosen.recipe.cutoff))
+    _write_page(folder / f"{arguments.part}.html", title, judged, chosen.recipe.cutoff)
     if arguments.part == "validation" and arguments.cohort:
         choosing.save_cohort(bundle, plan, chosen, arguments.prediction)
-    return scores
-
-
-def show(title: str, scores: list[CaseScore]) -> None:
-    """Print one table: a row a case, and the mean."""
-    header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
-    rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
-    command.table(title, header, [*rows, _mean_row(scores)])
+    return judged.scores
 
 
 def main(arguments: EvaluateArguments) -> None:
@@ -289,7 +237,7 @@ def main(arguments: EvaluateArguments) -> None:
     if arguments.recipe_from:
         adopt(arguments)
         return
-    show(f"Run {arguments.run}, {arguments.part} cases", evaluate(arguments))
+    case_scores.show(f"Run {arguments.run}, {arguments.part} cases", evaluate(arguments))
     command.say(f"Report: {arguments.work / 'reports' / arguments.run / (arguments.part + '.html')}")
 
 

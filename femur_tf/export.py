@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from femur_tf import command, config, files, quiet, served, study
+from femur_tf.errors import typed
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -144,7 +145,7 @@ def main(arguments: ExportArguments) -> None:
     written = {path: path.stat().st_size for path in sorted(version.rglob("*")) if path.is_file()}
     rows = [(str(path.relative_to(version)), size // 1000) for path, size in written.items()]
     command.table(f"{version} ({sum(written.values()) / 1e6:.1f} MB)", ("file", "kB"), rows)
-    command.say(f"Next: python -m femur_tf.segment IMAGE MASK --model {arguments.to}")
+    command.say(f"Next: {typed('femur_tf.segment', 'IMAGE', 'MASK', '--model', arguments.to)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from femur_tf import config, files, records, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 NAME = "lineage.json"
 FORMAT_VERSION = 1
@@ -103,7 +103,7 @@ def require_split(folder: Path, manifest: records.Manifest) -> None:
         expected = ", ".join(f"{n} ({planned.get(n, 'not in them')})" for n in differing)
         raise DataError(
             f"{records.manifest_path(folder)}: expected the split of the plan: {expected}. Received: {received}. "
-            f"Write the records of this plan: python -m data_prep.write_records {work} --overwrite"
+            f"Write the records of this plan: {typed('data_prep.write_records', work, '--overwrite')}"
         )
 
 

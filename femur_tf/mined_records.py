@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from femur_tf import records
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 
 def folder(records_folder: Path, name: str) -> Path:
@@ -46,7 +46,7 @@ def _read_set(records_folder: Path, name: str, like: records.Manifest) -> list[r
     if not path.exists():
         raise DataError(
             f"{path}: expected a mined set, found none or an unfinished one. "
-            f"Run first: python -m data_prep.mine {records_folder.parent} --run RUN --name {name}"
+            f"Run first: {typed('data_prep.mine', records_folder.parent, '--run', 'RUN', '--name', name)}"
         )
     found = records.read_manifest(place)
     if (found.data, found.mode) != (like.data, like.mode):

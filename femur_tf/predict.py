@@ -165,11 +165,8 @@ class Predictor:
           (X, Y, Z) float16 in [0, 1].
 
         Raises:
-          DataError: the memory limit is too low, `verify` is below 0, or a voxel differs from its patch by more than
-            `TOLERANCE`.
+          DataError: the memory limit is too low, or a voxel differs from its patch by more than `TOLERANCE`.
         """
-        if verify < 0:
-            raise DataError(f"--verify: expected at least 0 voxels. Received: {verify}. Pass 0 to verify none.")
         try:
             network = self.dense(options.precision)
         except NotDenseError as error:

@@ -61,9 +61,14 @@ class Choice:
     dice: float
 
 
-def count_voxels(samples: Sequence[Sample]) -> metrics.VoxelCounts:
-    """Count the voxels of all samples by probability and class."""
-    counts = metrics.VoxelCounts()
+def count_voxels(samples: Sequence[Sample], counts: metrics.VoxelCounts | None = None) -> metrics.VoxelCounts:
+    """Count the voxels of all samples by probability and class.
+
+    Args:
+      samples: the cases.
+      counts: to add to; by default new ones.
+    """
+    counts = metrics.VoxelCounts() if counts is None else counts
     for sample in samples:
         counts.add(sample.probability.astype(np.float16), sample.reference)
     return counts

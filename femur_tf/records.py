@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from femur_tf import command, config, files, quiet
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -120,9 +120,9 @@ def read_manifest(records: Path) -> Manifest:
     if not path.exists():
         raise DataError(
             f"{path}: expected records, found none or an unfinished set. "
-            f"Run first: python -m data_prep.write_records {records.parent}"
+            f"Run first: {typed('data_prep.write_records', records.parent)}"
         )
-    advice = f"Write the records again: python -m data_prep.write_records {records.parent} --overwrite"
+    advice = f"Write the records again: {typed('data_prep.write_records', records.parent, '--overwrite')}"
     return config.from_dict(Manifest, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
 
 
@@ -198,7 +198,7 @@ def _check_file(records: Path, entry: FileEntry) -> str | None:
 
 def advice(records: Path) -> str:
     """Return what to do about damaged records."""
-    return f"Find all that is damaged: python -m femur_tf.records check {records.parent}"
+    return f"Find all that is damaged: {typed('femur_tf.records', 'check', records.parent)}"
 
 
 def require_whole(records: Path, manifest: Manifest) -> None:

@@ -36,14 +36,18 @@ pre { background: #f2f4f7; padding: .7rem 1rem; overflow-x: auto; }
 class Page:
     """A page that grows from top to bottom and is written at the end."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str = "") -> None:
         """Start a page.
 
         Args:
-          title: its heading.
+          title: its heading; one that becomes part of another page needs none.
         """
         self._title = title
         self._parts: list[str] = []
+
+    def extend(self, other: Page) -> None:
+        """Add all that stands on another page."""
+        self._parts += other._parts
 
     def add_heading(self, text: str) -> None:
         """Add a heading of the second order."""

@@ -96,6 +96,8 @@ def _flagged_before(arguments: SegmentArguments, passed: list[str]) -> list[str]
 
 def main(arguments: SegmentArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented, 3 with --strict for a doubt."""
+    if arguments.verify < 0:
+        raise DataError(f"--verify: expected at least 0 voxels. Received: {arguments.verify}. Pass 0 to verify none.")
     todo = scans.todo(arguments)
     earlier = _flagged_before(arguments, todo.passed)
     quiet.start_tensorflow()

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from femur_tf import config, files, image_io, intensity, volume
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 FORMAT_VERSION = 1
 Part = Literal["train", "validation", "test"]
@@ -100,7 +100,8 @@ def read_plan(work: Path) -> Plan:
     path = plan_path(work)
     if not path.exists():
         raise DataError(
-            f"{path}: expected a plan, found none. Run first: python -m data_prep.plan {work} --images DIR --masks DIR"
+            f"{path}: expected a plan, found none. "
+            f"Run first: {typed('data_prep.plan', work, '--images', 'DIR', '--masks', 'DIR')}"
         )
     values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
     plan = config.from_dict(Plan, values, str(path))
@@ -120,8 +121,8 @@ def needed(work: Path, plan: Plan, part: Part) -> tuple[Case, ...]:
     cases = plan.part(part)
     if not cases:
         raise DataError(
-            f"{plan_path(work)}: expected {part} cases. Received: none. Plan some: python -m data_prep.plan {work} "
-            f"--{part} ... --new-split --overwrite"
+            f"{plan_path(work)}: expected {part} cases. Received: none. "
+            f"Plan some: {typed('data_prep.plan', work, f'--{part}', '...', '--new-split', '--overwrite')}"
         )
     return cases
 

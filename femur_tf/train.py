@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from femur_tf import command, config, files, quiet, records, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ def main(arguments: TrainArguments) -> None:
     names = [name for name in ("loss", "val_loss", "val_auc", "val_dice") if name in state.history[-1]]
     rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
     command.table(f"Run {run}", ("epoch", "minutes", *names), rows)
-    recipe = "" if manifest.count("validation") else " --recipe-from RUN_WITH_VALIDATION_CASES"
-    command.say(f"Next: python -m femur_tf.evaluate {arguments.work} --run {run.name}{recipe}")
+    recipe = () if manifest.count("validation") else ("--recipe-from", "RUN_WITH_VALIDATION_CASES")
+    command.say(f"Next: {typed('femur_tf.evaluate', arguments.work, '--run', run.name, *recipe)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ ROWS = (
     }
     | {"signatures", "served", "export", "wire", "wire_grpc", "wire_rest"},
     {"train", "segment", "evaluate", "report", "pictures", "client", "demo", "scans", "reliability_picture"}
-    | {"mask_report"},
+    | {"mask_report", "case_scores"},
 )
 """Modules of femur_tf, lowest first. An import points to a lower row, or within a row without a cycle."""
 

@@ -9,7 +9,7 @@ import re
 import pytest
 from rich.console import Console
 
-from femur_tf import command
+from femur_tf import command, errors
 from femur_tf.errors import DataError
 
 
@@ -44,6 +44,10 @@ def raiser(error):
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (2, 2)])
 def test_what_a_command_returns_is_its_exit_status(run, returned, status):
     assert run(lambda arguments: returned) == (status, "", "")
+
+
+def test_a_command_in_a_message_can_be_typed():
+    assert errors.typed("femur_tf.train", "my work", "--epochs", 3) == "python -m femur_tf.train 'my work' --epochs 3"
 
 
 def test_flags_reach_the_function(run):

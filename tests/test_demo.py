@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from femur_tf import demo, evaluate, image_io
+from femur_tf import case_scores, demo, image_io
 from femur_tf.errors import DataError
 
 
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_cohort(tmp_path):
 
 
 def test_the_scores_shown_are_those_of_evaluate():
-    names = [field.name for field in dataclasses.fields(evaluate.CaseScore)]
+    names = [field.name for field in dataclasses.fields(case_scores.CaseScore)]
     assert set(demo.COLUMNS) < set(names)
     assert len(demo.HEADER) == 1 + len(demo.COLUMNS)
 

@@ -7,13 +7,28 @@ import dataclasses
 import json
 import math
 import shutil
+import weakref
 
 import bright
 import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, config, evaluate, files, lineage, metrics, postprocess, predict, study, volume
+from femur_tf import (
+    bundle,
+    case_maps,
+    case_scores,
+    command,
+    config,
+    evaluate,
+    files,
+    lineage,
+    metrics,
+    postprocess,
+    predict,
+    study,
+    volume,
+)
 from femur_tf.errors import DataError
 from femur_tf.evaluate import EvaluateArguments
 
@@ -43,7 +58,7 @@ def test_the_scores_of_a_shifted_cube_by_hand():
     reference, mask = np.zeros((2, 6, 6, 6), bool)
     reference[1:3, 1:3, 1:3] = True
     mask[2:4, 1:3, 1:3] = True  # half of it, shifted by one voxel of 2 mm
-    score = evaluate.score("a", mask, reference, (2.0, 1.0, 1.0))
+    score = case_scores.score("a", mask, reference, (2.0, 1.0, 1.0))
     assert (score.dice, score.ppv, score.sensitivity) == (0.5, 0.5, 0.5)
     assert score.specificity == pytest.approx(1 - 4 / 208)
     assert (score.surface_mm, score.hausdorff95_mm) == (1.0, 2.0)  # half of the voxels lie 2 mm apart, half on it
@@ -51,7 +66,7 @@ def test_the_scores_of_a_shifted_cube_by_hand():
 
 
 def test_an_empty_mask_has_no_distance_and_no_ppv():
-    score = evaluate.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
+    score = case_scores.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
     assert (score.dice, score.sensitivity, score.volume_cm3) == (0.0, 0.0, 0.0)
     assert math.isnan(score.ppv) and math.isnan(score.surface_mm) and math.isnan(score.hausdorff95_mm)
 
@@ -93,10 +108,10 @@ def test_a_report_has_the_table_as_csv_as_json_and_as_a_page(work):
 
 
 def test_undefined_scores_are_null_in_json(tmp_path):
-    nothing = evaluate.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
+    nothing = case_scores.score("a", np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0))
     nan = float("nan")
     summary = {"auc": nan, "reliability": {"error": nan, "table": [[0.5, nan]]}}
-    evaluate._save(tmp_path, "test", [nothing], summary)
+    case_scores.save(tmp_path, "test", [nothing], summary)
 
     def refuse(name):
         raise ValueError(name)
@@ -111,6 +126,25 @@ def test_a_map_is_computed_once(work, monkeypatch):
     choose(work)
     monkeypatch.setattr(predict, "dense_map", lambda *_: pytest.fail("computed again"))
     choose(work)
+
+
+@pytest.mark.slow
+def test_of_test_cases_one_is_held_at_a_time(work, monkeypatch):
+    choose(work)
+    plan = study.read_plan(work)
+    more = [dataclasses.replace(case, name=f"{case.name}{n}") for case in plan.part("test") for n in "abc"]
+    files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=(*plan.cases, *more))))
+    read, held, most = case_maps.read, [], 0
+
+    def watched(*arguments):
+        nonlocal most
+        most = max(most, sum(one() is not None for one in held))
+        held.append(weakref.ref(found := read(*arguments)))
+        return found
+
+    monkeypatch.setattr(case_maps, "read", watched)
+    assert len(choose(work, part="test")) == len(held) == 4
+    assert most == 1
 
 
 @pytest.mark.slow
@@ -149,10 +183,10 @@ def test_the_command_prints_every_score_and_their_mean(work, capsys, monkeypatch
 
 
 def test_the_mean_leaves_undefined_scores_out():
-    defined = evaluate.CaseScore("a", 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 1.0, 1.0)
-    row = evaluate._mean_row([defined, dataclasses.replace(defined, dice=0.7, ppv=math.nan, surface_mm=math.nan)])
+    defined = case_scores.CaseScore("a", 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 1.0, 1.0)
+    row = case_scores.mean_row([defined, dataclasses.replace(defined, dice=0.7, ppv=math.nan, surface_mm=math.nan)])
     assert row[:3] == ["mean +- sd", "0.600 +- 0.100", "0.500 +- 0.000"]
-    nothing = evaluate._mean_row([dataclasses.replace(defined, ppv=math.nan)])
+    nothing = case_scores.mean_row([dataclasses.replace(defined, ppv=math.nan)])
     assert nothing[2] == "nan"
 
 

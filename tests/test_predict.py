@@ -159,12 +159,6 @@ def test_verification_draws_other_voxels_each_time(monkeypatch):
     assert (probes[0].centres != probes[1].centres).any()
 
 
-@pytest.mark.parametrize("fusion", ["late", "early"])
-def test_fewer_than_no_voxels_to_verify_are_refused(fusion):
-    with pytest.raises(DataError, match=r"--verify: expected at least 0 voxels\. Received: -1"):
-        predict.Predictor(spread(fusion=fusion), RULE).probability_map(volume(), verify=-1)
-
-
 def test_verification_refuses_a_network_that_gives_no_number():
     model = spread()
     kernel, bias = model.layers[-1].get_weights()

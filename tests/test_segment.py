@@ -234,6 +234,11 @@ def test_an_unknown_format_is_refused_before_any_work(tmp_path, model, mask, opt
         run(scan, tmp_path / mask, model, **options)
 
 
+def test_fewer_than_no_voxels_to_verify_are_refused_before_any_work(tmp_path):
+    with pytest.raises(DataError, match=r"--verify: expected at least 0 voxels\. Received: -1"):
+        run(tmp_path / "no_scan.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "no_model", verify=-1)
+
+
 def test_a_file_in_the_place_of_the_folder_of_masks_is_refused(tmp_path, model):
     bright.save(tmp_path / "scans" / "a.nii.gz", tiny.scan("a"))
     (tmp_path / "masks").touch()

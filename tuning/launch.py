@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from femur_tf import command, config, files, lineage, records, study
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 from tuning import board, keeping, trials
 from tuning.early import DIRECTIONS
 from tuning.search_space import Space
@@ -198,8 +198,9 @@ def finish(folder: Path, work: Path, stopped: str | None) -> int:
     best = keeping.write_best(folder, work)
     if best is not None:
         path = study.tuning_path(work) / keeping.BEST
-        command.say(f"Best of {search.objective}: trial {best.trial_id}. Train it: python -m femur_tf.train {work} ")
-        command.say(f"  --config {folder / keeping.BEST} --run {folder.name}   (best of all searches: {path})")
+        words = ("--config", folder / keeping.BEST, "--run", folder.name)
+        command.say(f"Best of {search.objective}: trial {best.trial_id} (best of all searches: {path}). Train it:")
+        command.say(f"  {typed('femur_tf.train', work, *words)}")
     set_aside = [row for row in rows if row.status in (trials.FAILED, trials.INVALID)]
     for row in set_aside:
         command.warn(f"trial {row.trial_id} was set aside: {row.reason}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from femur_tf import config, files
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, typed
 
 FORMAT_VERSION = 1
 Algorithm = Literal["bayesian", "random", "hyperband"]
@@ -126,7 +126,7 @@ def read_search(folder: Path) -> Search:
     path = search_path(folder)
     if not path.exists():
         raise DataError(
-            f"{path}: expected a search, found none. Run first: python -m tuning.search {folder.parent.parent}"
+            f"{path}: expected a search, found none. Run first: {typed('tuning.search', folder.parent.parent)}"
         )
     advice = "Start it anew with --overwrite, or choose another --name."
     return config.from_dict(Search, files.read_versioned(path, FORMAT_VERSION, advice), str(path))

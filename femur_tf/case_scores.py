@@ -1,0 +1,87 @@
+"""The scores of cases: how one is made, shown and saved."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from femur_tf import command, files, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseScore:
+    """One row of the table."""
+
+    case: str
+    dice: float
+    ppv: float
+    sensitivity: float
+    specificity: float
+    surface_mm: float
+    """Average symmetric surface distance."""
+    hausdorff95_mm: float
+    volume_cm3: float
+    reference_cm3: float
+
+
+def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> CaseScore:
+    """Score one mask.
+
+    Args:
+      name: of the case.
+      mask: (X, Y, Z) bool.
+      reference: the same shape.
+      spacing_mm: of both.
+    """
+    distances = metrics.surface_distances(mask, reference, spacing_mm=spacing_mm)
+    cm3 = float(np.prod(spacing_mm)) / 1000
+    return CaseScore(
+        name,
+        metrics.dice(mask, reference),
+        metrics.ppv(mask, reference),
+        metrics.sensitivity(mask, reference),
+        metrics.specificity(mask, reference),
+        distances.mean_mm,
+        distances.hausdorff95_mm,
+        mask.sum() * cm3,
+        reference.sum() * cm3,
+    )
+
+
+def mean_row(scores: list[CaseScore]) -> list[str]:
+    """Return the table's last row: mean and standard deviation of each column, over the cases that have a value."""
+    columns = np.array([dataclasses.astuple(s)[1:] for s in scores], float)
+    known = [column[np.isfinite(column)] for column in columns.T]
+    return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
+
+
+def _defined(values: Any) -> Any:
+    """Return values, and what they hold, with None, JSON's null, for undefined scores: JSON has no NaN."""
+    if isinstance(values, dict):
+        return {name: _defined(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_defined(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:
+    """Write the scores as CSV and JSON."""
+    names = [field.name for field in dataclasses.fields(CaseScore)]
+    with files.whole(folder / f"{part}.csv") as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(dataclasses.astuple(s) for s in scores)
+    rows = [_defined(dataclasses.asdict(s)) for s in scores]
+    files.write_json(folder / f"{part}.json", {**_defined(summary), "cases": rows})
+
+
+def show(title: str, scores: list[CaseScore]) -> None:
+    """Print one table: a row a case, and the mean."""
+    header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
+    rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
+    command.table(title, header, [*rows, mean_row(scores)])
