@@ -2,10 +2,11 @@
 
 Example: python -m benchmarks.cross_validation work/ --minutes 10
 
-Each fold is left out once, as the test part of a study of its own (WORK/folds/): of the other cases as many as a plan
-takes by default choose the recipe, the rest trains. `pooled` is the Dice with a recipe and a calibration that the
-left-out cases of the other folds have chosen: more annotated cases, none of them the case itself, though maps of
-another network. Test cases of the study are not read. A table and one JSON line; a killed run goes on where it stopped.
+Each fold is left out once, as the test part of a study of its own (WORK/folds/): of the next fold's cases as many as a
+plan takes by default choose the recipe, so that cases take turns; all others train. `pooled` is the Dice with a recipe
+and a calibration that the left-out cases of the other folds have chosen: more annotated cases, none of them the case
+itself, though maps of another network. Test cases of the study are not read. A table and one JSON line; a killed run
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FoldsArguments(Folds):
 
 
 def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.Part]]:
-    """Return the parts of each fold's study.
+    """Return the parts of each fold's study; those who choose come from the next fold, the first one's after the last.
 
     Args:
       names: of the cases; a case is a patient.
@@ -62,11 +63,11 @@ def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.P
     if not 2 <= count <= len(names) or len(names) - -(-len(names) // count) < 2:
         raise DataError(f"--folds: expected 2 or more, and two cases outside each. Received: {count} of {len(names)}.")
     order = sorted(names, key=lambda name: split.place(name, seed))
+    groups = [order[number::count] for number in range(count)]
     result = []
-    for number in range(count):
-        left_out = set(order[number::count])
-        rest = [name for name in order if name not in left_out]
-        chosen = set(rest[: split.usual_validation(len(rest))])
+    for number, left_out in enumerate(groups):
+        rest = [name for group in groups[number + 1 :] + groups[:number] for name in group]
+        chosen = rest[: split.usual_validation(len(rest))]
         parts: dict[str, study.Part] = {
             n: "test" if n in left_out else "validation" if n in chosen else "train" for n in order
         }

@@ -30,6 +30,15 @@ def test_each_case_is_left_out_once():
         assert list(parts.values()).count("train") >= 5
 
 
+@pytest.mark.parametrize("count", [3, 5, 11])
+def test_the_cases_that_choose_are_spread(count):
+    found = cross_validation.folds(NAMES, count, seed=1)
+    chosen = [name for parts in found for name, part in parts.items() if part == "validation"]
+    assert max(chosen.count(name) for name in NAMES) <= -(-2 * count // len(NAMES))
+    trained = {name for parts in found for name, part in parts.items() if part == "train"}
+    assert sorted(trained) == NAMES
+
+
 @pytest.mark.parametrize("count", [1, 12])
 def test_folds_that_cannot_be_are_refused(count):
     with pytest.raises(DataError, match=f"--folds: expected 2 or more.*Received: {count} of 11"):
