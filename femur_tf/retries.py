@@ -45,6 +45,24 @@ class ServerError(DataError):
         self.code, self.text = code, text
 
 
+def untrusted(text: str, *, where: str) -> ServerError:
+    """Return the error of a handshake that failed: the server, or the way it is asked, is not to be trusted.
+
+    Args:
+      text: what was said.
+      where: the server.
+    """
+    # The status is also that of a missing token, whose advice would mislead.
+    return ServerError(
+        "UNAUTHENTICATED",
+        f"TLS: {text}",
+        where=where,
+        expected="a trusted server",
+        advice="Check --tls-ca, and that --server is a name in the server's certificate. "
+        "A server without TLS takes neither --tls nor --tls-ca.",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Patience:
     """How long and how often a request is tried."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
-from femur_tf import messages
+from femur_tf import messages, retries
 from femur_tf.errors import DataError
 from femur_tf.messages import Target
 from femur_tf.retries import ServerError
 
 RECONNECT_MS = (200, 2000)
 """Shortest and longest wait of a gRPC channel before it connects again; its own goes up to two minutes."""
+UNTRUSTED = re.compile("TSI_PROTOCOL_FAILURE|CERTIFICATE_VERIFY_FAILED|Hostname Verification")
+"""What gRPC says of a handshake that will fail again; its status is UNAVAILABLE, as of a server that restarts."""
 
 
 class Grpc:
@@ -77,5 +81,8 @@ class Grpc:
         try:
             answer: bytes = self._channel.unary_unary(method)(request, timeout=left_s, metadata=self._token)
         except self._grpc.RpcError as error:
-            raise ServerError(error.code().name, error.details() or "", where=self.address) from error
+            text = error.details() or ""
+            if UNTRUSTED.search(text):
+                raise retries.untrusted(text, where=self.address) from error
+            raise ServerError(error.code().name, text, where=self.address) from error
         return answer

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from femur_tf import retries
 from femur_tf.messages import SIGNATURES, Target
 from femur_tf.retries import UNAVAILABLE, ServerError
 
@@ -37,11 +38,6 @@ STATUS = {
     504: "DEADLINE_EXCEEDED",
 }
 """HTTP status -> gRPC's name; others are UNKNOWN."""
-UNTRUSTED = (
-    "Check --tls-ca, and that --server is a name in the server's certificate. "
-    "A server without TLS takes neither --tls nor --tls-ca."
-)
-"""What to do after a failed handshake; its status is also that of a missing token."""
 _PIECE = 1 << 20
 _SHOWN = 300
 """Characters of an answer that an error shows."""
@@ -155,10 +151,7 @@ class Rest:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # the server went away
             raise ServerError(UNAVAILABLE, str(error), where=self.address) from error
         except ssl.SSLError as error:
-            text, expected = f"TLS: {error}", "a trusted server"
-            raise ServerError(
-                "UNAUTHENTICATED", text, where=self.address, expected=expected, advice=UNTRUSTED
-            ) from error
+            raise retries.untrusted(str(error), where=self.address) from error
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(UNAVAILABLE, str(error) or type(error).__name__, where=self.address) from error
         finally:
