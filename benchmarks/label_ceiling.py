@@ -8,7 +8,8 @@ slices, and a contour that lies inside or outside the usual one (another cut-off
 flaws cost, at most: the network's own systematic errors are undone with them, and the best of many values is taken.
 `ends` is what is lost in slices where only one of the two masks has bone. `wide` undoes all errors but those along the
 contour: what a disc of 2 mm fits into, in the plane of the slices, such as a shaft that one of the masks has in a slice
-more. What is left to 1 is the place of the contour. A table and one JSON line.
+more. What is left to 1 is the place of the contour. `missed` and `extra` say how sure the network was of the wide
+errors: their median probability, where bone was missed and where it was found in vain. A table and one JSON line.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Ceiling:
     """Dice where only slices count in which both masks have bone, less `dice`."""
     wide: float
     """With wide errors undone."""
+    missed: float | None
+    """Median probability of the bone that lies in wide errors; None where there are none."""
+    extra: float | None
+    """And of what is no bone in them."""
 
 
 def moved(mask: np.ndarray, shift: tuple[int, int], axes: tuple[int, int]) -> np.ndarray:
@@ -92,21 +97,24 @@ def _without_ends(mask: np.ndarray, reference: np.ndarray, across: int) -> float
     return metrics.dice(mask.compress(both, axis=across), reference.compress(both, axis=across))
 
 
-def _without_wide(mask: np.ndarray, reference: np.ndarray, spacing_mm: postprocess.Spacing) -> float:
-    """Return the Dice of the mask without its wide errors."""
-    opening = config.Step("opening", WIDE_MM)
-    missed, extra = (
-        postprocess.apply_step(error, opening, spacing_mm=spacing_mm)
-        for error in (reference & ~mask, mask & ~reference)
-    )
-    return metrics.dice((mask | missed) & ~extra, reference)
+def _wide(error: np.ndarray, spacing_mm: postprocess.Spacing) -> np.ndarray:
+    """Return the wide errors among all of a kind."""
+    return postprocess.apply_step(error, config.Step("opening", WIDE_MM), spacing_mm=spacing_mm)
 
 
-def ceiling(masks: dict[float, np.ndarray], reference: np.ndarray, spacing_mm: postprocess.Spacing) -> Ceiling:
+def _median(probability: np.ndarray, where: np.ndarray) -> float | None:
+    """Return the median of a map in some voxels, None where there are none."""
+    return float(np.median(probability[where])) if where.any() else None
+
+
+def ceiling(
+    masks: dict[float, np.ndarray], probability: np.ndarray, reference: np.ndarray, spacing_mm: postprocess.Spacing
+) -> Ceiling:
     """Undo flaws of one case.
 
     Args:
       masks: what is found, for each of some multiples of the cut-off's odds, 1 among them.
+      probability: what they are made from, float32, the same shape.
       reference: bool, the same shape.
       spacing_mm: voxel spacing along the three axes; slices lie across that of the coarsest.
     """
@@ -116,6 +124,7 @@ def ceiling(masks: dict[float, np.ndarray], reference: np.ndarray, spacing_mm: p
     moves = {shift: moved(reference, shift, (first, second)) for shift in shifts}
     table = {(odds, s): metrics.dice(mask, moves[s]) for odds, mask in masks.items() for s in shifts}
     best = max(table, key=lambda key: table[key])
+    missed, extra = (_wide(error, spacing_mm) for error in (reference & ~masks[1], masks[1] & ~reference))
     return Ceiling(
         dice=table[1, (0, 0)],
         shifted=max(table[1, s] for s in shifts),
@@ -124,7 +133,9 @@ def ceiling(masks: dict[float, np.ndarray], reference: np.ndarray, spacing_mm: p
         shift=best[1],
         odds=best[0],
         ends=_without_ends(masks[1], reference, across) - table[1, (0, 0)],
-        wide=_without_wide(masks[1], reference, spacing_mm),
+        wide=metrics.dice((masks[1] | missed) & ~extra, reference),
+        missed=_median(probability, missed),
+        extra=_median(probability, extra),
     )
 
 
@@ -163,7 +174,7 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
                 odds: postprocess.apply(probability, recipe, spacing_mm=sample.spacing_mm)
                 for odds, recipe in recipes.items()
             }
-            yield one.loaded.case.name, ceiling(masks, reference, sample.spacing_mm)
+            yield one.loaded.case.name, ceiling(masks, probability, reference, sample.spacing_mm)
 
 
 def main(arguments: CeilingArguments) -> None:
@@ -172,12 +183,18 @@ def main(arguments: CeilingArguments) -> None:
     found = dict(command.track(left_out(arguments), "cases"))
     names = ("dice", "shifted", "thickened", "both", "ends", "wide")
     rows = [
-        (case, *(f"{getattr(c, n):.3f}" for n in names), f"{c.shift[0]}, {c.shift[1]}", f"{c.odds:g}")
+        (
+            case,
+            *(f"{getattr(c, n):.3f}" for n in names),
+            *("" if p is None else f"{p:.2f}" for p in (c.missed, c.extra)),
+            f"{c.shift[0]}, {c.shift[1]}",
+            f"{c.odds:g}",
+        )
         for case, c in sorted(found.items())
     ]
     means = {name: float(np.mean([getattr(c, name) for c in found.values()])) for name in names}
-    rows.append(("mean", *(f"{value:.3f}" for value in means.values()), "", ""))
-    command.table("Flaws undone", ("case", *names, "shift", "odds"), rows)
+    rows.append(("mean", *(f"{value:.3f}" for value in means.values()), "", "", "", ""))
+    command.table("Flaws undone", ("case", *names, "missed", "extra", "shift", "odds"), rows)
     command.say(json.dumps(means | {"cases": {case: dataclasses.asdict(c) for case, c in sorted(found.items())}}))
 
 

@@ -95,6 +95,12 @@ def test_scores_of_an_earlier_default_are_refused(tmp_path):
 SPACING_MM = (1.0, 5.0, 1.0)
 
 
+def ceiling(masks, reference, probability=None):
+    """Return the ceiling of a case; without a map of its own the mask stands for it."""
+    map_ = masks[1].astype(np.float32) if probability is None else probability
+    return label_ceiling.ceiling(masks, map_, reference, SPACING_MM)
+
+
 def square(shape=(20, 3, 20), low=6, high=14):
     """Return a mask of a square in each slice of the middle axis."""
     mask = np.zeros(shape, bool)
@@ -111,7 +117,7 @@ def test_a_mask_is_moved_within_its_slices():
 
 def test_a_shift_is_found_and_undone():
     masks = {1: square()}
-    found = label_ceiling.ceiling(masks, label_ceiling.moved(square(), (2, -1), (0, 2)), SPACING_MM)
+    found = ceiling(masks, label_ceiling.moved(square(), (2, -1), (0, 2)))
     assert found.shift == (-2, 1)
     assert found.shifted == found.both == 1.0
     assert found.dice == found.thickened < 0.8
@@ -119,7 +125,7 @@ def test_a_shift_is_found_and_undone():
 
 def test_a_thick_contour_is_found_and_undone():
     masks = {1: square(), 0.25: square(low=5, high=15)}
-    found = label_ceiling.ceiling(masks, square(low=5, high=15), SPACING_MM)
+    found = ceiling(masks, square(low=5, high=15))
     assert (found.odds, found.shift, found.both) == (0.25, (0, 0), 1.0)
     assert found.thickened == 1.0 > found.dice
 
@@ -127,7 +133,7 @@ def test_a_thick_contour_is_found_and_undone():
 def test_slices_of_one_mask_alone_are_the_ends():
     reference = square()
     reference[:, 0] = False
-    found = label_ceiling.ceiling({1: square()}, reference, SPACING_MM)
+    found = ceiling({1: square()}, reference)
     assert found.dice == pytest.approx(0.8)
     assert found.ends == pytest.approx(0.2)
 
@@ -136,10 +142,15 @@ def test_wide_errors_are_undone_and_the_contour_is_not():
     reference, mask, contour = (square((60, 3, 60), low, 60 - low) for low in (10, 11, 11))
     reference[:, 0] = contour[:, 0] = False  # the mask has the bone in a slice more
     mask[0:8, 2, 0:8] = True  # and something beside it
-    found = label_ceiling.ceiling({1: mask}, reference, SPACING_MM)
+    probability = np.where(mask, 0.9, 0.2).astype(np.float32)
+    probability[0:8, 2, 0:8] = 0.7
+    found = ceiling({1: mask}, reference, probability)
     left = 2 * contour.sum() / (contour.sum() + reference.sum())
     assert found.wide == pytest.approx(left, abs=0.01)  # a disc leaves the corners of a square
     assert found.dice < left - 0.1
+    assert (found.missed, found.extra) == (None, pytest.approx(0.9))
+    swapped = ceiling({1: reference}, mask, np.full(mask.shape, 0.2, np.float32))
+    assert (swapped.missed, swapped.extra) == (pytest.approx(0.2), None)
 
 
 def test_a_case_gets_what_the_cases_of_other_folds_choose(tmp_path, monkeypatch):
