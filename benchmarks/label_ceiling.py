@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import cross_validation, derived
-from femur_tf import command, config, metrics, postprocess, quiet
+from femur_tf import command, config, log_odds, metrics, postprocess, quiet
 from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
@@ -78,16 +78,6 @@ def moved(mask: np.ndarray, shift: tuple[int, int], axes: tuple[int, int]) -> np
         source[axis], target[axis] = slice(max(0, -by), length - max(0, by)), slice(max(0, by), length - max(0, -by))
     result[tuple(target)] = mask[tuple(source)]
     return result
-
-
-def cutoff_of(cutoff: float, odds: float) -> float:
-    """Return the cut-off whose odds are so many times those of another.
-
-    Example:
-      >>> cutoff_of(0.5, 4.0)
-      0.8
-    """
-    return odds * cutoff / (1 - cutoff + odds * cutoff)
 
 
 def _without_ends(mask: np.ndarray, reference: np.ndarray, across: int) -> float:
@@ -168,7 +158,8 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
             sample = one.sample(fitted)
             probability, reference = _cropped(sample)
             recipes = {
-                odds: dataclasses.replace(bundle.recipe, cutoff=cutoff_of(bundle.recipe.cutoff, odds)) for odds in ODDS
+                odds: dataclasses.replace(bundle.recipe, cutoff=log_odds.times(bundle.recipe.cutoff, odds))
+                for odds in ODDS
             }
             masks = {
                 odds: postprocess.apply(probability, recipe, spacing_mm=sample.spacing_mm)

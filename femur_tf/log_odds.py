@@ -41,3 +41,17 @@ def back(values: np.ndarray) -> np.ndarray:
 def mean(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean of maps of probabilities, all of one shape: that of their log-odds, float32 in [0, 1]."""
     return back(np.mean([of(one) for one in maps], axis=0))
+
+
+def times(probability: float, factor: float) -> float:
+    """Return the probability whose odds are so many times those of another, as of a cut-off that is moved.
+
+    Args:
+      probability: in [0, 1].
+      factor: above 0.
+
+    Example:
+      >>> times(0.5, 4.0)
+      0.8
+    """
+    return factor * probability / (1 - probability + factor * probability)

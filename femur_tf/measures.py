@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from femur_tf import metrics, postprocess
+from femur_tf import log_odds, metrics, postprocess
 from femur_tf.volume import Volume, canonical, mask_to_working
 
 ODDS = 4.0
@@ -96,18 +96,13 @@ def _of_doubt(probability: np.ndarray, mask: np.ndarray, cutoff: float) -> dict[
     shell = ndimage.binary_dilation(inner) & ~ndimage.binary_erosion(inner)
     p = np.clip(probability[box][shell].astype(np.float64), 1e-6, 1 - 1e-6)
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    lower, higher = (_moved(cutoff, factor) for factor in (1 / ODDS, ODDS))
+    lower, higher = (log_odds.times(cutoff, factor) for factor in (1 / ODDS, ODDS))
     return {
         "certainty": float(probability[mask].mean(dtype=np.float64)),
         "boundary_bits": float(bits.mean()),
         "cutoff_dice": metrics.dice(probability >= lower, probability >= higher),
         "steps_dice": metrics.dice(probability >= cutoff, mask),
     }
-
-
-def _moved(cutoff: float, factor: float) -> float:
-    """Return the probability whose odds are `factor` times those of a cut-off."""
-    return factor * cutoff / (factor * cutoff + 1 - cutoff)
 
 
 def _differences(grey: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -45,3 +45,10 @@ def test_a_cutoff_is_crossed_near_the_middle_between_bone_and_background():
     for cutoff in (0.1, 0.3, 0.5, 0.7, 0.9):
         crossed = share[np.argmax(found >= cutoff)]
         assert abs(crossed - 0.5) < 0.15  # linear: `cutoff` itself
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(4.0, 0.8), (1.0, 0.5), (0.25, 0.2)])
+def test_odds_are_multiplied(factor, expected):
+    assert log_odds.times(0.5, factor) == pytest.approx(expected)
+    assert log_odds.times(log_odds.times(0.3, factor), 1 / factor) == pytest.approx(0.3)
+    assert (log_odds.times(0.0, factor), log_odds.times(1.0, factor)) == (0.0, 1.0)
