@@ -98,12 +98,12 @@ class Judged:
         recipe.count_voxels([one.sample(calibration.NONE)], self.raw)
         sample = one.sample(chosen.calibration)
         recipe.count_voxels([sample], self.calibrated)
-        mask = postprocess.apply(sample.probability, chosen.recipe, spacing_mm=sample.spacing_mm)
+        after = []
+        for mask in postprocess.stages(sample.probability, chosen.recipe, spacing_mm=sample.spacing_mm):
+            after.append(metrics.dice(mask, sample.reference))
+        self.after.append(after)
         name = one.loaded.case.name
         self.scores.append(case_scores.score(name, mask, sample.reference, sample.spacing_mm))
-        cut = metrics.dice(sample.probability >= chosen.recipe.cutoff, sample.reference)
-        effects = postprocess.step_effects(sample.probability, chosen.recipe, sample.reference, sample.spacing_mm)
-        self.after.append([cut, *(after for _, _, after in effects)])
         self.pictures.add_case(name, one.loaded.image.volume, mask, sample.reference)
 
 

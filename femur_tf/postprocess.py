@@ -8,7 +8,8 @@ and each step done twice is done once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import ndimage
@@ -45,10 +46,25 @@ def apply(probability: np.ndarray, recipe: RecipeConfig, *, spacing_mm: Spacing)
       >>> apply(np.array([[[0.9, 0.5, 0.1, 0.8]]]), recipe, spacing_mm=(1.0, 1.0, 1.0)).tolist()
       [[[True, True, False, False]]]
     """
+    return collections.deque(stages(probability, recipe, spacing_mm=spacing_mm), maxlen=1).pop()
+
+
+def stages(probability: np.ndarray, recipe: RecipeConfig, *, spacing_mm: Spacing) -> Iterator[np.ndarray]:
+    """Yield the mask after the cut-off and after each step of a recipe; the last one is the recipe's mask.
+
+    Args:
+      probability: float32 in [0, 1], (X, Y, Z).
+      recipe: the cut-off (voxels at or above it are bone) and the steps.
+      spacing_mm: voxel spacing along the three axes.
+
+    Yields:
+      Masks, bool, (X, Y, Z), one more than the recipe has steps.
+    """
     mask = probability >= recipe.cutoff
+    yield mask
     for step in recipe.steps:
         mask = apply_step(mask, step, spacing_mm=spacing_mm)
-    return mask
+        yield mask
 
 
 def apply_step(mask: np.ndarray, step: Step, *, spacing_mm: Spacing) -> np.ndarray:
@@ -67,31 +83,6 @@ def apply_step(mask: np.ndarray, step: Step, *, spacing_mm: Spacing) -> np.ndarr
     if mask[box].size:
         result[box] = _STEPS[step.name](mask[box], step.value, spacing_mm)
     return result
-
-
-def step_effects(
-    probability: np.ndarray, recipe: RecipeConfig, reference: np.ndarray, spacing_mm: Spacing
-) -> list[tuple[str, float, float]]:
-    """Measure what each step of a recipe does to the Dice coefficient.
-
-    Args:
-      probability: float32 in [0, 1], (X, Y, Z).
-      recipe: the cut-off and the steps.
-      reference: bool, (X, Y, Z).
-      spacing_mm: voxel spacing along the three axes.
-
-    Returns:
-      For each step its name, the Dice before and the Dice after it.
-    """
-    mask = probability >= recipe.cutoff
-    before = metrics.dice(mask, reference)
-    effects: list[tuple[str, float, float]] = []
-    for step in recipe.steps:
-        mask = apply_step(mask, step, spacing_mm=spacing_mm)
-        after = metrics.dice(mask, reference)
-        effects.append((step.name, before, after))
-        before = after
-    return effects
 
 
 def opening(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:

@@ -86,12 +86,25 @@ def test_steps_run_in_their_order():
     assert second.sum() == 0  # 16 mm3 goes
 
 
-def test_step_effects_by_hand():
+def dice_of_stages(probability, recipe, reference):
+    """Return the Dice after the cut-off and after each step."""
+    return [metrics.dice(mask, reference) for mask in postprocess.stages(probability, recipe, spacing_mm=UNIT)]
+
+
+def test_stages_by_hand():
     probability = _plane("##.#").astype(np.float32)
-    effects = postprocess.step_effects(
-        probability, RecipeConfig(0.5, (Step("largest", 1), Step("fill_holes", 10))), _plane("##.."), UNIT
-    )
-    assert effects == [("largest", 0.8, 1.0), ("fill_holes", 1.0, 1.0)]
+    recipe = RecipeConfig(0.5, (Step("largest", 1), Step("fill_holes", 10)))
+    assert dice_of_stages(probability, recipe, _plane("##..")) == [0.8, 1.0, 1.0]
+
+
+def test_the_last_stage_is_the_mask_and_the_first_the_cutoff_alone(blobs):
+    probability = blobs.astype(np.float32)
+    recipe = RecipeConfig(0.5, (Step("opening", 1.0), Step("largest", 1)))
+    masks = list(postprocess.stages(probability, recipe, spacing_mm=UNIT))
+    np.testing.assert_array_equal(masks[0], blobs)
+    np.testing.assert_array_equal(masks[-1], postprocess.apply(probability, recipe, spacing_mm=UNIT))
+    bare = RecipeConfig(0.5, ())
+    np.testing.assert_array_equal(postprocess.apply(probability, bare, spacing_mm=UNIT), blobs)
 
 
 def _affine(*columns, origin=(0.0, 0.0, 0.0)):
@@ -233,7 +246,6 @@ def test_the_input_is_left_as_it_was(blobs):
 
 
 def test_an_empty_result_scores_as_metrics_say():
-    effects = postprocess.step_effects(
-        np.ones((2, 2, 2), np.float32), RecipeConfig(0.5, (Step("largest", 0),)), np.ones((2, 2, 2), bool), UNIT
-    )
-    assert effects == [("largest", 1.0, metrics.dice(np.zeros(1, bool), np.ones(1, bool)))]
+    full = np.ones((2, 2, 2), bool)
+    scores = dice_of_stages(full.astype(np.float32), RecipeConfig(0.5, (Step("largest", 0),)), full)
+    assert scores == [1.0, metrics.dice(np.zeros(1, bool), np.ones(1, bool))]
