@@ -30,24 +30,31 @@ EVERY = (1, 1, 1)
 """All voxels."""
 
 
-def by_patches(model: keras.Sequential, grid: np.ndarray, rule: PatchConfig, centres: np.ndarray) -> np.ndarray:
+def by_patches(
+    model: keras.Sequential, grid: np.ndarray, rule: PatchConfig, centres: np.ndarray | None = None
+) -> np.ndarray:
     """Evaluate the network patch by patch.
 
     Args:
       model: a network on the patches of `rule`.
       grid: (X, Y, Z) uint8 working grid.
       rule: the patch rule.
-      centres: (N, 3) voxels.
+      centres: (N, 3) voxels; by default all, in the order of the array, none of which are held.
 
     Returns:
       (N,) float32 probabilities.
     """
     cutter = Cutter.of(grid, rule)
-    result = np.empty(len(centres), np.float32)
-    starts: Iterable[int] = range(0, len(centres), PATCH_BATCH)
-    for start in command.track(starts, "patches", total=-(-len(centres) // PATCH_BATCH)):
-        here = slice(start, start + PATCH_BATCH)
-        result[here] = ops.convert_to_numpy(model.predict_on_batch(cutter.cut(centres[here])))[:, 0]
+    count = grid.size if centres is None else len(centres)
+    result = np.empty(count, np.float32)
+    starts: Iterable[int] = range(0, count, PATCH_BATCH)
+    for start in command.track(starts, "patches", total=-(-count // PATCH_BATCH)):
+        here = slice(start, min(count, start + PATCH_BATCH))
+        if centres is None:
+            some = np.stack(np.unravel_index(np.arange(here.start, here.stop), grid.shape), axis=1)
+        else:
+            some = centres[here]
+        result[here] = ops.convert_to_numpy(model.predict_on_batch(cutter.cut(some)))[:, 0]
     return result
 
 

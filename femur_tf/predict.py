@@ -173,8 +173,7 @@ class Predictor:
             flags = ", ".join(_chosen(options, verify))
             vain = f" Without effect then: {flags}." if flags else ""
             command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.{vain}")
-            centres = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), axis=1)
-            return by_patches(self.model, grid, self.rule, centres).reshape(grid.shape).astype(np.float16)
+            return by_patches(self.model, grid, self.rule).reshape(grid.shape).astype(np.float16)
         probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
         result = dense_map(network, grid, options, probe)
         if probe:

@@ -74,7 +74,7 @@ def everywhere(network: DenseNetwork, grid: np.ndarray, plan: memory.BlockPlan |
 
 def one_by_one(network: keras.Sequential, grid: np.ndarray, rule: PatchConfig) -> np.ndarray:
     """Return (X, Y, Z) float32 probabilities, evaluated patch by patch."""
-    return evaluator.by_patches(network, grid, rule, voxels(grid.shape)).reshape(grid.shape)
+    return evaluator.by_patches(network, grid, rule).reshape(grid.shape)
 
 
 RULES = st.one_of(

@@ -45,6 +45,7 @@ def test_patch_by_patch_is_the_network_on_each_patch(monkeypatch):
     expected = np.asarray(network(Cutter.of(grid, RULE).cut(voxels())))[:, 0]
     assert (found.shape, found.dtype) == ((210,), np.float32)
     np.testing.assert_allclose(found, expected, rtol=0, atol=PATCHWISE_TOLERANCE)
+    np.testing.assert_array_equal(evaluator.by_patches(network, grid, RULE), found)
 
 
 def test_a_probe_keeps_its_voxels_of_each_block_and_no_others():
