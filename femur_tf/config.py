@@ -87,6 +87,9 @@ class VariationConfig:
     """Bend by smooth displacements of at most this share of the volume's length along each axis."""
     gamma: float = 0.8
     """Raise grey values, of [0, 1], to a power in [1 / (1 + v), 1 + v]."""
+    tone: float = 2.0
+    """Pass grey values through rising curves of four segments, in one place others than in the next; slopes are factors
+    in [1 / (1 + v), 1 + v], scaled to keep black and white."""
     bias: float = 0.5
     """Multiply by a smooth field of at most exp(v)."""
     blur_mm: float = 1.0
@@ -100,6 +103,7 @@ class VariationConfig:
         require(0 <= self.tilt_degrees <= 45, self, "tilt_degrees", "an angle in [0, 45] degrees")
         for name in ("scale", "gamma", "bias", "shift"):
             require(0 <= getattr(self, name) < 1, self, name, "a share in [0, 1)")
+        require(0 <= self.tone <= 9, self, "tone", "a number in [0, 9]")
         require(0 <= self.warp <= 0.06, self, "warp", "a share in [0, 0.06]: beyond, a volume may fold onto itself")
         require(0 <= self.blur_mm <= 10, self, "blur_mm", "a length in [0, 10] mm")
         require(0 <= self.noise <= 50, self, "noise", "grey values in [0, 50]")

@@ -1,6 +1,7 @@
 """Varied copies of a case: what is drawn, what it leaves alone, and that image and mask move together."""
 
 import dataclasses
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ from data_prep import variation
 from femur_tf.config import VariationConfig
 
 STILL = VariationConfig(
-    copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, shift=0, warp=0, gamma=0, bias=0, blur_mm=0, noise=0
+    copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, shift=0, warp=0, gamma=0, tone=0, bias=0, blur_mm=0, noise=0
 )
 """A copy that changes nothing."""
 SPACING_MM = (1.0, 3.0, 1.0)
@@ -91,7 +92,7 @@ def test_a_warp_is_smooth_within_its_limit_and_never_folds(seed):
         assert np.abs(np.diff(found[axis], 2, axis=axis)).max() < 0.3 * length * (variation.WARP_SPANS / length) ** 2
 
 
-@pytest.mark.parametrize("changes", [{"gamma": 0.5}, {"bias": 0.9}, {"noise": 20.0}])
+@pytest.mark.parametrize("changes", [{"gamma": 0.5}, {"tone": 2.0}, {"bias": 0.9}, {"noise": 20.0}])
 def test_a_change_of_intensity_leaves_the_mask(rng, changes):
     grid, mask = case()
     varied, moved = vary(rng, grid, mask, **changes)
@@ -121,6 +122,22 @@ def test_a_blur_is_as_wide_in_mm_along_every_axis_and_within_its_limit():
 def test_gamma_keeps_black_and_white(rng):
     grid = np.array([0, 255], np.uint8).reshape(2, 1, 1)
     assert vary(rng, grid, grid > 0, gamma=0.9)[0].ravel().tolist() == [0, 255]
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_tones_keep_black_and_white_and_the_order_of_grey_values(seed):
+    mask = np.ones((12, 5, 8), bool)
+    grids = [np.full(mask.shape, grey, np.uint8) for grey in (0, 60, 130, 255)]
+    found = [vary(np.random.default_rng(seed), grid, mask, tone=2.0)[0].astype(int) for grid in grids]
+    assert (found[0] == 0).all() and (found[-1] == 255).all()
+    assert all((darker < brighter).all() for darker, brighter in itertools.pairwise(found))
+
+
+def test_tones_change_smoothly_from_place_to_place(rng):
+    grid = np.full((400, 3, 3), 128, np.uint8)
+    found = vary(rng, grid, grid > 0, tone=2.0)[0][:, 1, 1].astype(int)
+    assert np.ptp(found) > 10
+    assert np.abs(np.diff(found)).max() <= 3
 
 
 def test_the_same_chance_gives_the_same_copy():
