@@ -23,20 +23,21 @@ MOST_COPIES = 192
 def scales_with_more_to_see(facts: Sequence[Facts], wanted: PatchConfig) -> tuple[float, ...]:
     """Return the scales of a patch rule that show a network more of a volume than those before them.
 
-    A scale is left out where the patches of one before it span `SPANNED` of the volume, or more, along every axis.
+    A scale is left out where the patches of one before it span `SPANNED` of the volume, or more, along every axis. Of
+    scales with the same steps, as in a coarse volume, the last one is kept: a preset reads more planes of a wide one.
 
     Args:
       facts: of the cohort, whose median shape on the working grid counts.
       wanted: the patch rule with all scales.
     """
     shape = np.median([working_shape(case, wanted.spacing_mm) for case in facts], axis=0)
-    kept: list[float] = []
+    kept: dict[Triple, float] = {}
     widest = np.zeros(3)
     for scale_mm, steps in zip(wanted.scales_mm, wanted.steps, strict=True):
-        if (widest < SPANNED * shape).any():
-            kept.append(scale_mm)
+        if steps in kept or (widest < SPANNED * shape).any():
+            kept[steps] = scale_mm
             widest = np.maximum(widest, np.multiply(wanted.size, steps))
-    return tuple(kept)
+    return tuple(kept.values())
 
 
 def copies(training: Sequence[Facts], spacing_mm: Triple, per_case: int) -> int:

@@ -61,19 +61,36 @@ def forecast(plan: study.Plan, facts: Sequence[cohort.Facts]) -> Forecast:
     )
 
 
+def require_disk(work: Path, size_bytes: int, what: str, otherwise: str) -> int:
+    """Return the free disk in bytes.
+
+    Args:
+      work: the study's work folder, which may not exist yet.
+      size_bytes: of what is to be written.
+      what: is to be written, for the message.
+      otherwise: what to do but to free some, likewise.
+
+    Raises:
+      DataError: there is less.
+    """
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if size_bytes > free:
+        raise DataError(
+            f"{work}: expected {gigabytes(size_bytes)} of free disk for {what}. "
+            f"Received: {gigabytes(free)}. Free some, or {otherwise}."
+        )
+    return free
+
+
 def check_disk(work: Path, expected: Forecast) -> int:
     """Return the free disk in bytes, with a warning where the records fit in index-only mode alone.
 
     Raises:
       DataError: not even the index-only records fit.
     """
-    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if expected.index_bytes > free:
-        raise DataError(
-            f"{work}: expected {gigabytes(expected.index_bytes)} of free disk for the records, index-only. "
-            f"Received: {gigabytes(free)}. Free some, or plan fewer examples (--per-case) or a wider --spacing."
-        )
+    fewer = "plan fewer examples (--per-case) or a wider --spacing"
+    free = require_disk(work, expected.index_bytes, "the records, index-only", fewer)
     if expected.patch_bytes > free:
         command.warn(
             f"{work}: {gigabytes(free)} free, patch records need {gigabytes(expected.patch_bytes)}. "

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep.sampling import TOLERANCE_MM
+from femur_tf import log_odds
 from femur_tf.errors import require
 from femur_tf.patch_config import Triple
 
@@ -72,7 +73,7 @@ def groups(
       (X, Y, Z) uint8, positions in `ERRORS`; `NOTHING` for voxels that are surely right or left out.
     """
     found = probability >= cutoff
-    low, high = (factor * cutoff / (factor * cutoff + 1 - cutoff) for factor in (1 / ODDS, ODDS))
+    low, high = (log_odds.times(cutoff, factor) for factor in (1 / ODDS, ODDS))
     result = np.full(mask.shape, NOTHING, np.uint8)
     result[(probability >= low) & (probability <= high)] = ERRORS.index("doubtful")
     result[found & ~mask] = ERRORS.index("false_positive")

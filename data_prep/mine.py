@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tyro
 
-from data_prep import sampling, write_records
+from data_prep import forecast, sampling, write_records
 from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
 from femur_tf import command, config, files, lineage, mined_records, quiet, records, study
 from femur_tf.errors import DataError, typed
@@ -104,7 +104,7 @@ class Miner:
 
     def fingerprint(self, case: study.Case) -> str:
         """Return a digest of all that a case's mined records are made from."""
-        settings = [config.to_dict(self.mining), config.to_dict(self.prediction), self.bundle.recipe.cutoff]
+        settings = [config.to_dict(self.mining), config.to_dict(self.prediction.of_map), self.bundle.recipe.cutoff]
         made_from = [write_records.fingerprint(self.plan, case, self.mode), self.bundle.digest, settings]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
@@ -211,7 +211,8 @@ def mine(arguments: MineArguments) -> Mined:
     miner = Miner(arguments.work, plan, bundle, name, manifest.mode, arguments.mining, arguments.prediction)
     cases = plan.part("train")
     examples = arguments.mining.per_case * len(cases)
-    write_records.check_disk(arguments.work, plan.data.patch, examples, manifest.mode)
+    size_bytes = examples * forecast.example_bytes(plan.data.patch, manifest.mode)
+    forecast.require_disk(arguments.work, size_bytes, f"{examples:,} examples", "mine fewer (--per-case)")
     if arguments.overwrite:
         files.remove(miner.folder)
     found = {}
@@ -245,7 +246,10 @@ def main(arguments: MineArguments) -> None:
     header = ("case", *(f"{error.replace('_', ' ')}s" if error != "doubtful" else error for error in ERRORS))
     command.table(f"Examples drawn from the errors of run {arguments.run}", header, rows)
     name = arguments.name or arguments.run
-    words = ("--run", f"{name}-mined", "--start", arguments.run, "--mined", name)
+    words = ["--run", f"{name}-mined", "--start", arguments.run, "--mined", name]
+    settings = study.run_path(arguments.work, arguments.run) / "config.json"
+    if config.load(config.RunConfig, settings).model != config.PRESETS["default"].model:
+        words += ["--config", str(settings)]  # weights fit the network that they were trained in
     command.say(f"Next: {typed('femur_tf.train', arguments.work, *words)}")
 
 

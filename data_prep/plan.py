@@ -87,7 +87,7 @@ def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) ->
 
     Args:
       pairs: the cases.
-      label: the mask value that is femur; None: every value but 0.
+      label: the mask value that is femur; None: the one value besides 0.
       processes: cases read side by side; threads, because most of the time goes into decompression.
 
     Raises:
@@ -154,7 +154,8 @@ def _patch_rule(arguments: PlanArguments, facts: Sequence[cohort.Facts], spacing
     left_out = ", ".join(f"{scale:g} mm" for scale in rule.scales_mm if scale not in kept)
     if left_out:
         command.say(
-            f"Scales left out: {left_out}; patches of the others span half of a volume or more along every axis. "
+            f"Scales left out: {left_out}; the others show as much: their patches span half of a volume or more along "
+            "every axis, or have the same samples. "
             f"To have them: --scales-mm {','.join(f'{scale:g}' for scale in rule.scales_mm)}"
         )
     return dataclasses.replace(rule, scales_mm=kept)

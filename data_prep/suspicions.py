@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_prep.cohort import Facts, median_spacing, millimetres, working_shape
+from data_prep.cohort import Facts, median_spacing, millimetres, resampled, working_shape
 from data_prep.sampling import BONE, asked
 from femur_tf.config import DataConfig, PatchConfig
 from femur_tf.patch_config import Triple
@@ -77,7 +77,8 @@ def _of_grid(case: Facts, *, typical_mm: Triple, spacing_mm: Triple, codes: str)
     if far.any():
         axes = ", ".join(np.array(("x", "y", "z"))[far])
         compared = f"{millimetres(case.spacing_mm)} is far along {axes} from the median {millimetres(typical_mm)}"
-        found.append(Suspicion("spacing", f"{compared}: will be resampled to {millimetres(spacing_mm)}"))
+        what = f"will be resampled to {millimetres(spacing_mm)}" if resampled(case, spacing_mm) else "check the header"
+        found.append(Suspicion("spacing", f"{compared}: {what}"))
     if case.axis_codes != codes:
         found.append(Suspicion("axes", f"axes run {case.axis_codes}, in most cases {codes}: check the header"))
     return found

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import shutil
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import sampling, variation
-from data_prep.forecast import example_bytes
+from data_prep.forecast import example_bytes, require_disk
 from femur_tf import command, config, files, machine, quiet, records, study
 from femur_tf.errors import DataError, typed
 from femur_tf.patches import Cutter
@@ -140,9 +139,13 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     quiet.start_tensorflow()
     folder = study.records_path(work)
     counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), plan.volumes(case))]
+    loaded = study.load_case(plan, case)
+    if mode == "index":
+        what = f"{len(counts)} grids of {case.name}"
+        require_disk(folder.parent, len(counts) * loaded.working.data.size, what, "plan fewer of them (--copies)")
     examples: list[bytes] = []
     kinds, grids = [], []
-    for copy, count in zip(copies(plan, study.load_case(plan, case)), counts, strict=True):
+    for copy, count in zip(copies(plan, loaded), counts, strict=True):
         drawn, kind = draw_copy(plan, copy, count, mode)
         examples += drawn
         kinds.append(kind)
@@ -213,20 +216,6 @@ def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode
     return found if is_finished(path, study.records_path(work), found, made_from) else None
 
 
-def check_disk(work: Path, patch: config.PatchConfig, examples: int, mode: records.Mode) -> None:
-    """Raise where the disk cannot hold so many examples more.
-
-    Raises:
-      DataError: it cannot.
-    """
-    wanted, free = examples * example_bytes(patch, mode), shutil.disk_usage(work).free
-    if wanted > free:
-        raise DataError(
-            f"{work}: expected {wanted / 1e9:.1f} GB of free disk for {examples} examples. "
-            f"Received: {free / 1e9:.1f} GB. Free some, plan fewer examples (--per-case), or pass --index-only."
-        )
-
-
 def write(
     work: Path, *, mode: records.Mode = "patches", processes: int = 1, overwrite: bool = False
 ) -> records.Manifest:
@@ -250,7 +239,9 @@ def write(
         files.remove(folder)
     done = {case.name: _finished(work, plan, case, mode) for case in cases}
     todo = [case for case in cases if done[case.name] is None]
-    check_disk(work, plan.data.patch, plan.data.sampling.per_case * len(todo), mode)
+    examples = plan.data.sampling.per_case * len(todo)
+    fewer = "plan fewer examples (--per-case)" + (", or pass --index-only" if mode == "patches" else "")
+    require_disk(work, examples * example_bytes(plan.data.patch, mode), f"{examples:,} examples", fewer)
     files.remove(records.manifest_path(folder))
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -266,9 +257,8 @@ def write(
                 f"{folder}: expected every process to write its cases. Received: one was ended from outside, most "
                 f"often for want of memory. Pass fewer --processes than {workers}; cases that are written are kept."
             ) from error
-        except DataError:
-            pool.shutdown(wait=False, cancel_futures=True)  # only those that are begun are still written
-            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error only those begun are still written
     manifest = records.Manifest(plan.data, mode, tuple(entry for entry in done.values() if entry))
     files.write_json(records.manifest_path(folder), config.to_dict(manifest))
     return manifest

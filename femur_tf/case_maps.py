@@ -79,8 +79,7 @@ def kept(
     Returns:
       float16 in [0, 1], of the shape of `working`.
     """
-    alike = dataclasses.replace(options, max_memory=predict.DEFAULT.max_memory)  # it changes no map
-    made_from = repr((working.shape, alike)).encode() + working.data.tobytes()
+    made_from = repr((working.shape, options.of_map)).encode() + working.data.tobytes()
     path = folder / bundle.digest[:12] / f"{name}-{hashlib.sha256(made_from).hexdigest()[:12]}.npz"
     if not path.exists():
         command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")

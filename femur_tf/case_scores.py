@@ -72,7 +72,7 @@ def _defined(values: Any) -> Any:
 def save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, object]) -> None:
     """Write the scores as CSV and JSON."""
     names = [field.name for field in dataclasses.fields(CaseScore)]
-    with files.whole(folder / f"{part}.csv") as temporary, temporary.open("w", newline="") as stream:
+    with files.whole(folder / f"{part}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(dataclasses.astuple(s) for s in scores)

@@ -13,9 +13,11 @@ from femur_tf import calibration, case_maps, command, config, files, recipe, stu
 from femur_tf.errors import DataError
 
 MAY_DIFFER = {
-    f"train.{name}" for name in ("epochs", "epoch_examples", "validation_examples", "minutes", "patience", "seed")
+    "data.variation.copies",
+    *(f"train.{name}" for name in ("epochs", "epoch_examples", "validation_examples", "minutes", "patience", "seed")),
 }
-"""Of two runs alike: one that early stopping ended is repeated by `--epochs`; how often one is saved, nothing."""
+"""Of two runs alike: a plan with more training cases makes fewer copies of each; one that early stopping ended is
+repeated by `--epochs`; how often one is saved, nothing."""
 
 
 def choose(

@@ -63,11 +63,6 @@ class SamplingConfig:
         require(self.near_volume > 0, self, "near_volume", "a number above 0")
         require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
 
-    @property
-    def share_far(self) -> float:
-        """Share of the examples in far background."""
-        return 1.0 - self.share_bone - self.share_near
-
 
 @dataclasses.dataclass(frozen=True)
 class VariationConfig:
@@ -230,6 +225,11 @@ class PredictConfig:
         require(0 < self.fast_threshold < 1, self, "fast_threshold", "a probability in (0, 1)")
         require(not (self.fast and self.body_only), self, "body_only", "False with `fast`, which leaves out more")
 
+    @property
+    def of_map(self) -> PredictConfig:
+        """What of these settings a map depends on: the memory limit, at its default here, changes none."""
+        return dataclasses.replace(self, max_memory=PredictConfig.max_memory)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -243,13 +243,15 @@ class Preset:
     def patch(self, held: PatchConfig) -> PatchConfig:
         """Return which of a plan's patches the preset reads.
 
-        Those of its own scales and planes; where the plan lacks one of the scales, those of all the plan's scales, with
-        the preset's planes in turn and the last of them for every further scale.
+        Those of its own scales and planes; where the plan lacks one of the scales, those of all the plan's scales. A
+        scale that the preset does not know has the planes of the preset's scale in its place, or of the last one.
         """
         if set(self.scales_mm) <= set(held.scales_mm):
             return dataclasses.replace(held, scales_mm=self.scales_mm, planes=self.planes)
-        scales = len(held.scales_mm)
-        return dataclasses.replace(held, planes=(self.planes + self.planes[-1:] * scales)[:scales])
+        own = dict(zip(self.scales_mm, self.planes, strict=False))  # a preset without planes reads all
+        in_turn = (*self.planes, *self.planes[-1:] * len(held.scales_mm))
+        planes = tuple(own.get(scale, other) for scale, other in zip(held.scales_mm, in_turn, strict=False))
+        return dataclasses.replace(held, planes=planes)
 
 
 PRESETS = {

@@ -10,6 +10,7 @@ that goes on in the passes where the epoch before ended.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import draws, machine, records
+from femur_tf import config, draws, machine, records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
@@ -158,6 +159,22 @@ def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: 
         # A look-up of 256 values an example replaces arithmetic on each sample.
         patch = tf.gather(table, tf.cast(patch, tf.int32), batch_dims=1)
     return patch
+
+
+def require_data(wanted: config.DataConfig, held: config.DataConfig, source: str) -> None:
+    """Raise unless a run's data are what the records were made with; it may read a part of their scales and planes.
+
+    Raises:
+      DataError: other patches than the records hold, other grey values, centres or copies.
+    """
+    channels_of(wanted.patch, held.patch, source)
+    asked, there = (config.to_dict(one) for one in (dataclasses.replace(wanted, patch=held.patch), held))
+    if differing := config.differences(asked, there):
+        names = ", ".join(sorted(f"data.{name}" for name in differing))
+        raise DataError(
+            f"{source}: expected records made with the run's data settings. Received: another {names}. "
+            "Leave them as they are in the records, or change plan.json and write the records again."
+        )
 
 
 def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:

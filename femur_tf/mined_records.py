@@ -18,7 +18,7 @@ from femur_tf.errors import DataError, typed
 
 def folder(records_folder: Path, name: str) -> Path:
     """Return the folder of the mined set `name` of the records in `records_folder`."""
-    return records_folder / "mined" / name
+    return records_folder / records.MINED / name
 
 
 def read_manifest(records_folder: Path, mined: Sequence[str] = ()) -> records.Manifest:
@@ -61,7 +61,7 @@ def _read_set(records_folder: Path, name: str, like: records.Manifest) -> list[r
             f"{path}: expected examples of training cases. Received: of {', '.join(others)}, which the split has in "
             "another part now. Mine again with --overwrite."
         )
-    return [_moved(case, f"mined/{name}") for case in found.cases]
+    return [_moved(case, f"{records.MINED}/{name}") for case in found.cases]
 
 
 def _moved(case: records.CaseRecords, below: str) -> records.CaseRecords:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MINED = "mined"
+"""Below the records, the folder of the mined sets (`mined_records`)."""
 Mode = Literal["patches", "index"]
 KINDS = ("bone", "near", "far")
 
@@ -106,7 +109,17 @@ def file_entry(records: Path, name: str) -> FileEntry:
 
 def manifest_path(records: Path) -> Path:
     """Return where the manifest of the folder `records` lies."""
-    return records / "manifest.json"
+    return records / MANIFEST
+
+
+def folders(records: Path) -> list[Path]:
+    """Return the folder `records`, and those of its finished mined sets, which have a manifest of their own."""
+    return [records, *sorted(path.parent for path in records.glob(f"{MINED}/*/{MANIFEST}"))]
+
+
+def digest(records: Path) -> str:
+    """Return a digest of the manifest of the folder `records`, and so of all that is written there."""
+    return files.sha256(manifest_path(records))[:16]
 
 
 def read_manifest(records: Path) -> Manifest:
@@ -258,7 +271,7 @@ def check(records: Path) -> list[str]:
     manifest = read_manifest(records)
     quiet.start_tensorflow()
     problems = []
-    for case in command.track(manifest.cases, "check"):
+    for case in command.track(manifest.cases, f"check {records.name}"):
         for shard in case.shards:
             problem = _check_file(records, shard.file)
             if problem and (records / shard.file.name).exists():
@@ -270,7 +283,7 @@ def check(records: Path) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class CheckArguments:
-    """Check the records of a study against their manifest: presence, size, digest, every example.
+    """Check the records of a study, and its mined sets, against their manifests: presence, size, digest, every example.
 
     Example: python -m femur_tf.records check work/
     """
@@ -280,14 +293,14 @@ class CheckArguments:
 
 def main(arguments: CheckArguments) -> int:
     """Check, print one table, and return 2 where something is bad."""
-    records = arguments.work / "records"
-    problems = check(records)
-    manifest = read_manifest(records)
-    rows = [
-        (case.case, case.part, len(case.shards), *(sum(s.examples[kind] for s in case.shards) for kind in KINDS))
-        for case in manifest.cases
-    ]
-    command.table(f"Records in {records}", ("case", "part", "shards", *KINDS), rows)
+    problems = []
+    for folder in folders(arguments.work / "records"):
+        problems += check(folder)
+        rows = [
+            (case.case, case.part, len(case.shards), *(sum(s.examples[kind] for s in case.shards) for kind in KINDS))
+            for case in read_manifest(folder).cases
+        ]
+        command.table(f"Records in {folder}", ("case", "part", "shards", *KINDS), rows)
     for problem in problems:
         command.fail(problem)
     command.say(f"{len(problems)} bad file(s)." if problems else "All files are as the manifest says.")

@@ -23,6 +23,8 @@ from femur_tf import config, files, image_io, intensity, volume
 from femur_tf.errors import DataError, typed
 
 FORMAT_VERSION = 1
+FOLDERS = ("--images", "DIR", "--masks", "DIR")
+"""What a plan needs, for messages that advise to make one."""
 Part = Literal["train", "validation", "test"]
 
 
@@ -99,10 +101,7 @@ def read_plan(work: Path) -> Plan:
     """
     path = plan_path(work)
     if not path.exists():
-        raise DataError(
-            f"{path}: expected a plan, found none. "
-            f"Run first: {typed('data_prep.plan', work, '--images', 'DIR', '--masks', 'DIR')}"
-        )
+        raise DataError(f"{path}: expected a plan, found none. Run first: {typed('data_prep.plan', work, *FOLDERS)}")
     values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
     plan = config.from_dict(Plan, values, str(path))
     names = [case.name for case in plan.cases]
@@ -122,7 +121,7 @@ def needed(work: Path, plan: Plan, part: Part) -> tuple[Case, ...]:
     if not cases:
         raise DataError(
             f"{plan_path(work)}: expected {part} cases. Received: none. "
-            f"Plan some: {typed('data_prep.plan', work, f'--{part}', '...', '--new-split', '--overwrite')}"
+            f"Plan some: {typed('data_prep.plan', work, *FOLDERS, f'--{part}', '...', '--new-split', '--overwrite')}"
         )
     return cases
 

@@ -66,7 +66,9 @@ def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]
     if arguments.config:
         values = files.read_json(arguments.config)
         found = config.from_dict(config.RunConfig, values, str(arguments.config))
-        return config.to_dict(found if "data" in values else dataclasses.replace(found, data=data))
+        # Which patches to read is the file's; how they came about is known of the records alone.
+        data = dataclasses.replace(data, patch=found.data.patch if "data" in values else data.patch)
+        return config.to_dict(dataclasses.replace(found, data=data))
     preset = config.PRESETS[arguments.preset]
     patch = preset.patch(data.patch)
     if patch.scales_mm != preset.scales_mm:

@@ -246,12 +246,12 @@ def train(
       The state at the end, with the history.
 
     Raises:
-      DataError: no records, damaged ones, records of another split or without the patches of the settings, a run folder
+      DataError: no records, damaged ones, records of another split or made with other data settings, a run folder
         made with other settings or records, or no run to start from.
       Diverged: a figure or a weight is no number any more; what earlier epochs left stays.
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
-    dataset.channels_of(settings.data.patch, manifest.data.patch, str(records.manifest_path(records_folder)))
+    dataset.require_data(settings.data, manifest.data, str(records.manifest_path(records_folder)))
     lineage.require_split(records_folder, manifest)
     records.require_whole(records_folder, manifest)
     network, state = _start(folder, settings, manifest, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import keras
@@ -13,7 +14,7 @@ import tiny
 from femur_tf import bundle, config, files, model
 
 RULE = config.PatchConfig(size=16, spacing_mm=tiny.SPACING_MM, scales_mm=(0.0, 3.6))
-SETTINGS = config.RunConfig(config.DataConfig(patch=RULE), config.ModelConfig(filters=(2, 2), dense=(2,)))
+SETTINGS = config.RunConfig(dataclasses.replace(tiny.DATA, patch=RULE), config.ModelConfig(filters=(2, 2), dense=(2,)))
 RECIPE = config.RecipeConfig(0.5, (config.Step("largest", 1),))
 CHOSEN = bundle.ChosenRecipe(RECIPE, "dice", ("hip_03",), auc=0.9, raw_dice=0.8, dice=0.85)
 GREY = 0.62

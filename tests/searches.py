@@ -14,7 +14,7 @@ from tuning import trials
 from tuning.search_space import Space
 from tuning.trials import About, Search
 
-DATA = config.DataConfig(patch=tiny.RULE, sampling=tiny.SAMPLING)
+DATA = tiny.DATA
 SEARCH = Search(
     algorithm="bayesian",
     objective="val_auc",

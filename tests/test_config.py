@@ -102,11 +102,6 @@ def test_towers_are_the_chosen_planes_scale_by_scale(planes, spacing_mm, towers)
     assert patch.channels == len(towers)
 
 
-def test_shares_of_a_sample_add_up_to_one():
-    sampling = config.SamplingConfig(share_bone=0.25, share_near=0.5)
-    assert sampling.share_far == 0.25
-
-
 @hypothesis.given(spacing_mm=st.floats(0.01, 99), scale_mm=st.floats(0, 200))
 def test_a_step_is_within_half_a_voxel_of_its_scale_or_one(spacing_mm, scale_mm):
     ((step, _, _),) = config.PatchConfig(spacing_mm=(spacing_mm, 1, 1), scales_mm=(scale_mm,)).steps

@@ -239,6 +239,7 @@ def test_a_recipe_of_other_settings_is_refused_and_named(work):
     earlier = all_train(work)
     found = files.read_json(earlier / bundle.CONFIG)
     found["train"] |= {"batch": 7, "seed": 7, "epochs": 7, "epoch_examples": 7, "validation_examples": 7}
+    found["data"]["variation"]["copies"] = 7
     files.write_json(earlier / bundle.CONFIG, found)
     with pytest.raises(DataError, match=r"earlier: expected a run of the same settings.*another train\.batch\. Train"):
         evaluate.main(EvaluateArguments(work, recipe_from=earlier))

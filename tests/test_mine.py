@@ -1,6 +1,7 @@
 """data_prep.mine: a run's errors become examples, beside those that it was trained on."""
 
 import dataclasses
+import shutil
 
 import bright
 import numpy as np
@@ -75,6 +76,17 @@ def test_a_mined_set_is_a_sound_records_folder(written, mined):
     assert kept.cutoff == bright.RECIPE.cutoff
 
 
+def test_a_damaged_shard_of_a_mined_set_is_found(written, mined, capsys):
+    shard = next((sets(written) / "shards").iterdir())
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-5])
+    try:
+        assert records.main(records.CheckArguments(written)) == 2
+    finally:
+        shard.write_bytes(content)
+    assert f"{shard}: expected {len(content)} bytes" in capsys.readouterr().err
+
+
 def test_both_are_read_as_one(written, mined):
     folder = study.records_path(written)
     ordinary, both = mined_records.read_manifest(folder), mined_records.read_manifest(folder, ["default"])
@@ -140,6 +152,13 @@ def test_a_killed_command_goes_on(written, monkeypatch):
 
 
 @pytest.mark.slow
+def test_another_memory_limit_makes_no_other_set(written, monkeypatch):
+    mine.mine(arguments(written, name="memory"))
+    monkeypatch.setattr(mine, "mine_case", lambda miner, case: pytest.fail(f"{case.name} is mined again"))
+    mine.mine(arguments(written, name="memory", prediction=config.PredictConfig(max_memory=3000)))
+
+
+@pytest.mark.slow
 def test_a_set_made_from_something_else_is_kept_until_overwritten(written):
     first, other = (arguments(written, name="kept", mining=dataclasses.replace(MINING, per_case=n)) for n in (5, 6))
     mine.mine(first)
@@ -154,6 +173,7 @@ def test_the_command_prints_what_was_drawn(written, mined, capsys):
     shown = capsys.readouterr().out
     assert f"{mined.drawn['hip_01']['false_positive']} of {mined.found['hip_01']['false_positive']}" in shown
     assert "--mined default" in shown
+    assert "--config" in shown  # the run's network is not that of the default preset
     assert "hip_03" not in shown
 
 
@@ -176,7 +196,7 @@ def test_a_set_is_kept_where_it_cannot_be_made_again(written, mined, monkeypatch
             mine.mine(arguments(written, run="bare", name="default", overwrite=True))
     finally:
         files.remove(study.run_path(written, "bare"))
-    monkeypatch.setattr(mine.write_records.shutil, "disk_usage", lambda path: type("", (), {"free": 0}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 0}))
     with pytest.raises(DataError, match="free disk"):
         mine.mine(arguments(written, overwrite=True))
     assert manifest.read_bytes() == before and (place / "shards").exists()

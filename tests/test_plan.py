@@ -1,5 +1,6 @@
 """The plan command: what it writes, prints, keeps and refuses, on tiny cohorts."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_prep.plan import PlanArguments, check, main, numbers
 from femur_tf import files, study
 from femur_tf.config import PRESETS, NormalisationConfig, PatchConfig
 from femur_tf.errors import DataError
+from femur_tf.patch_config import Triple
 
 SHAPE = (20, 16, 12)
 """The promise of every command; the best of three, because a busy machine is no slow program."""
@@ -107,7 +109,7 @@ def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
     plan = _plan(cohort)
     shown = " ".join(capsys.readouterr().out.split())
     assert plan.data.patch.scales_mm == (0.0,)
-    assert "Scales left out: 3.6 mm; patches of the others span half of a volume or more along every axis." in shown
+    assert "Scales left out: 3.6 mm; the others show as much: their patches span half of a volume" in shown
     assert "To have them: --scales-mm 0,3.6" in shown
     assert _plan(cohort, scales_mm="0,3.6", overwrite=True).data.patch.scales_mm == (0.0, 3.6)
 
@@ -130,6 +132,21 @@ def _facts(shape: tuple[int, int, int]) -> Facts:
 def test_scales_with_more_to_see(shapes: list[tuple[int, int, int]], scales_mm: tuple[float, ...]) -> None:
     rule = PatchConfig(spacing_mm=(1.0, 1.0, 1.0), scales_mm=(0.0, 3.6, 7.2))
     assert scales_with_more_to_see([_facts(shape) for shape in shapes], rule) == scales_mm
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "scales_mm"),
+    [
+        ((2.5, 2.5, 2.5), (3.6, 7.2)),  # 3.6 mm is every voxel, too
+        ((2.5, 5.0, 2.5), (3.6, 7.2)),
+        ((5.0, 5.0, 5.0), (7.2,)),
+        ((2.0, 5.0, 2.0), (0.0, 3.6, 7.2)),
+    ],
+)
+def test_of_scales_that_are_the_same_samples_one_is_kept(spacing_mm: Triple, scales_mm: tuple[float, ...]) -> None:
+    rule = PatchConfig(spacing_mm=spacing_mm, scales_mm=(0.0, 3.6, 7.2))
+    facts = dataclasses.replace(_facts((900, 900, 900)), spacing_mm=spacing_mm)
+    assert scales_with_more_to_see([facts], rule) == scales_mm
 
 
 @pytest.mark.parametrize(

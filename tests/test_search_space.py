@@ -70,6 +70,11 @@ def test_scales_are_among_those_of_the_records():
     assert FULL.fault({**point, "planes_3.6mm": NONE}) == "it reads no scale"
 
 
+def test_shares_of_bone_are_those_apart_from_the_records_own():
+    (shares,) = (parameter.choices for parameter in FULL.parameters if parameter.name == "bone_share")
+    assert shares == (0.2, 0.3, 0.35, 0.4, 0.5, 0.6)
+
+
 def test_a_share_of_bone_as_in_the_records_changes_nothing():
     assert FULL.settings(FULL.default()).train.bone_share is None
     assert FULL.settings({**FULL.default(), "bone_share": 0.6}).train.bone_share == 0.6

@@ -13,11 +13,10 @@ from femur_tf import config, files, train
 from femur_tf.errors import DataError
 from femur_tf.train import TrainArguments
 
-DATA = config.DataConfig(patch=tiny.RULE, sampling=tiny.SAMPLING)
 SMALL = ("model.filters=[2]", "model.dense=[3]", "train.batch=90")
 
 
-def chosen(data=DATA, **arguments):
+def chosen(data=tiny.DATA, **arguments):
     """Return the settings that flags make."""
     return train.settings(TrainArguments(Path("work"), **arguments), data)
 
@@ -27,7 +26,7 @@ def test_a_preset_has_its_network_training_and_scales_on_the_grid_of_the_records
     preset = config.PRESETS[name]
     found = chosen(preset=name)
     assert (found.model, found.train) == (preset.model, preset.train)
-    assert found.data == dataclasses.replace(DATA, patch=preset.patch(tiny.RULE))
+    assert found.data == dataclasses.replace(tiny.DATA, patch=preset.patch(tiny.RULE))
 
 
 @pytest.mark.parametrize(
@@ -36,14 +35,14 @@ def test_a_preset_has_its_network_training_and_scales_on_the_grid_of_the_records
 )
 def test_records_of_other_scales_are_read_with_those_and_it_is_said(capsys, scales_mm, planes):
     rule = dataclasses.replace(tiny.RULE, scales_mm=scales_mm)
-    found = chosen(dataclasses.replace(DATA, patch=rule)).data.patch
+    found = chosen(dataclasses.replace(tiny.DATA, patch=rule)).data.patch
     assert (found.scales_mm, found.planes) == (scales_mm, planes)
     assert "the preset's, 0, 3.6 mm, are not all among them" in capsys.readouterr().out
 
 
 def test_scales_that_a_preset_lacks_are_left_out(capsys):
     rule = dataclasses.replace(tiny.RULE, scales_mm=(0.0, 1.8, 3.6, 7.2))
-    assert chosen(dataclasses.replace(DATA, patch=rule)).data.patch.scales_mm == (0.0, 3.6)
+    assert chosen(dataclasses.replace(tiny.DATA, patch=rule)).data.patch.scales_mm == (0.0, 3.6)
     assert not capsys.readouterr().out
 
 
@@ -92,13 +91,22 @@ def test_a_config_file_stands_for_a_preset(tmp_path):
     found = chosen(config=path, epochs=2, set=("train.batch=9",))
     assert found.model == config.ModelConfig(filters=(7,))
     assert found.train == config.TrainConfig(epochs=2, batch=9)  # the rest has its defaults
-    assert found.data == DATA
+    assert found.data == tiny.DATA
 
 
 def test_the_config_of_another_run_brings_its_own_patches(tmp_path):
     earlier = chosen(preset="paper", epochs=3)
     files.write_json(tmp_path / "config.json", config.to_dict(earlier))
     assert chosen(config=tmp_path / "config.json") == earlier
+
+
+def test_how_records_came_about_is_known_of_the_records_alone(tmp_path):
+    normalisation = dataclasses.replace(tiny.DATA.normalisation, n4=True)
+    earlier = dataclasses.replace(
+        tiny.DATA, normalisation=normalisation, sampling=config.SamplingConfig(per_case=7_000)
+    )
+    files.write_json(tmp_path / "config.json", config.to_dict(config.RunConfig(earlier)))
+    assert chosen(config=tmp_path / "config.json").data == tiny.DATA
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,15 @@ def written(tmp_path_factory):
     return work / "records"
 
 
+def changed_data(**changes):
+    """Return settings whose data are not those of the records."""
+    found = settings()
+    return dataclasses.replace(found, data=dataclasses.replace(found.data, **changes))
+
+
 def settings(network=MODEL, **changes):
     """Return the settings of a run on the tiny records."""
-    data = config.DataConfig(patch=tiny.RULE, sampling=tiny.SAMPLING)
-    return RunConfig(data, network, dataclasses.replace(TRAIN, **changes))
+    return RunConfig(tiny.DATA, network, dataclasses.replace(TRAIN, **changes))
 
 
 def weights(folder, epoch):
@@ -505,6 +510,8 @@ def test_a_folder_without_records_says_what_to_run_first(tmp_path):
     ("bad", "message"),
     [
         (dataclasses.replace(settings(), data=config.DataConfig()), "expected records with the patches of"),
+        (changed_data(normalisation=config.NormalisationConfig(n4=True)), r"another data\.normalisation\.n4\. Leave"),
+        (changed_data(sampling=dataclasses.replace(tiny.SAMPLING, per_case=77)), r"another data\.sampling\.per_case"),
         (settings(dataclasses.replace(MODEL, filters=(1, 1, 1))), "leaves at least 1x1"),
     ],
 )

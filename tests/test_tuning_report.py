@@ -343,7 +343,7 @@ def _write_real_search(work, count):
     space, folder = Space(data, 100_000), work / "tuning/night"
     manifest = records.Manifest(data, "patches", ())
     files.write_json(records.manifest_path(study.records_path(work)), config.to_dict(manifest))
-    write_search(work, "night", count=0, max_cost=100_000)
+    write_search(work, "night", count=0, max_cost=100_000, records=records.digest(study.records_path(work)))
     files.write_json(folder / "oracle.json", {"hyperparameters": {"space": [_entry_of(p) for p in space.parameters]}})
     rng = np.random.default_rng(0)
     drawn = (space.draw(rng) for _ in range(1000))
@@ -360,6 +360,13 @@ def test_the_space_on_disk_is_that_of_the_search(tmp_path):
     assert found.space is not None
     values = [space.canonical(row.values) for row in found.rows]
     np.testing.assert_allclose(found.points, acquisition.places(space, values), atol=ROUNDING)
+
+
+def test_records_written_again_are_not_those_of_the_search(tmp_path):
+    _write_real_search(tmp_path, 5)
+    manifest = records.Manifest(config.DataConfig(sampling=config.SamplingConfig(share_bone=0.5)), "patches", ())
+    files.write_json(records.manifest_path(study.records_path(tmp_path)), config.to_dict(manifest))
+    assert report_found.read(tmp_path, "night").space is None
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Writing records: what a case gives, how a killed command goes on, and the guard of the whole design."""
 
 import dataclasses
+import errno
 import os
 import shutil
+import time
 import types
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -318,10 +320,38 @@ def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     tiny.write_study(tmp_path)
-    monkeypatch.setattr(write_records.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match=r"GB of free disk for 270 examples\. Received: 0\.0 GB"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"GB of free disk for 270 examples\. Received: 1e-06 GB.*--index-only"):
         write_records.write(tmp_path)
+    with pytest.raises(DataError, match=r"GB of free disk for 270 examples\. .*\(--per-case\)\.$"):
+        write_records.write(tmp_path, mode="index")
     assert not (tmp_path / "records").exists()
+
+
+def test_grids_that_do_not_fit_the_disk_are_refused_before_they_are_written(tmp_path, in_threads, monkeypatch):
+    tiny.write_study(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=300))
+    monkeypatch.setattr(write_records, "example_bytes", lambda patch, mode: 1)
+    with pytest.raises(DataError, match=r"GB of free disk for \d+ grids of hip_01\. .*\(--copies\)\.$"):
+        write_records.write(tmp_path, mode="index")
+    assert not list((tmp_path / "records").rglob("*.npy"))
+
+
+def test_no_further_case_is_begun_after_the_disk_is_full(tmp_path, in_threads, monkeypatch):
+    begun = []
+
+    def full(work, plan, case, mode):
+        begun.append(case.name)
+        time.sleep(0.2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan = tiny.write_study(tmp_path)
+    cases = tuple(dataclasses.replace(plan.cases[0], name=f"hip_{n:02d}") for n in range(1, 10))
+    files.write_json(study.plan_path(tmp_path), config.to_dict(dataclasses.replace(plan, cases=cases)))
+    monkeypatch.setattr(write_records, "write_case", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_records.write(tmp_path)
+    assert len(begun) <= 2  # one may have begun before the first was known to have failed
 
 
 def test_a_mask_without_bone_gives_background_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nibabel
@@ -16,6 +17,7 @@ SPACING_MM = (1.0, 1.0, 2.0)
 RULE = config.PatchConfig(size=8, spacing_mm=SPACING_MM, scales_mm=(0.0, 3.6))
 """Steps (1, 1, 1) and (4, 4, 2): every step divides the shape."""
 SAMPLING = config.SamplingConfig(per_case=90, near_mm=4.0)
+DATA = config.DataConfig(patch=RULE, sampling=SAMPLING, variation=config.VariationConfig(copies=1))
 PARTS: dict[str, study.Part] = {"hip_01": "train", "hip_02": "train", "hip_03": "validation", "hip_04": "test"}
 SHARD_EXAMPLES = 30
 
@@ -45,7 +47,7 @@ def write_study(
             nibabel.save(nibabel.Nifti1Image(data, affine), path)
         cases.append(study.Case(name, *map(str, paths), part))
     variation = config.VariationConfig(copies=copies)
-    plan = study.Plan(tuple(cases), config.DataConfig(patch=rule, sampling=SAMPLING, variation=variation))
+    plan = study.Plan(tuple(cases), dataclasses.replace(DATA, patch=rule, variation=variation))
     files.write_json(study.plan_path(work), config.to_dict(plan))
     return plan
 

@@ -85,7 +85,7 @@ def settings(wanted: Wanted) -> Search:
         started=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
         epoch_examples=wanted.epoch_examples,
         from_default=wanted.from_default,
-        records=files.sha256(records.manifest_path(folder))[:16],
+        records=records.digest(folder),
     )
 
 

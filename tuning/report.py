@@ -98,7 +98,7 @@ def write_table(path: Path, found: Found) -> None:
     """Write all trials as CSV: what is known of each, then its hyper-parameters; an unused one is empty."""
     fields = [field.name for field in dataclasses.fields(TrialRow) if field.name != "values"]
     names = report_found.parameter_names(found)
-    with files.whole(path) as temporary, temporary.open("w", newline="") as stream:
+    with files.whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*fields, *(PREFIX + name for name in names)])
         for row in found.rows:

@@ -74,9 +74,12 @@ def read(work: Path, name: str) -> Found:
 
 
 def _read_space(work: Path, search: Search, axes: Sequence[Axis]) -> Space | None:
-    """Return the space of a search over the records of a study, None where it is another one."""
+    """Return the space of a search over the records of a study, None where it is another one or of other records."""
+    folder = study.records_path(work)
     try:
-        space = Space(records.read_manifest(study.records_path(work)).data, search.max_cost)
+        if search.records not in (records.digest(folder), ""):  # an early search does not tell
+            return None
+        space = Space(records.read_manifest(folder).data, search.max_cost)
     except (DataError, FileNotFoundError):
         return None
     return space if {axis.name for axis in axes} <= {parameter.name for parameter in space.parameters} else None

@@ -138,7 +138,7 @@ def _centre(rule: config.PatchConfig) -> Parameter:
 def _training(data: config.DataConfig) -> list[Parameter]:
     """Return the parameters of regularisation and training."""
     train, network, own = DEFAULT.train, DEFAULT.model, round(data.sampling.share_bone, DIGITS)
-    shares = tuple(sorted([own, *(share for share in BONE_SHARES if abs(share - own) > APART)]))
+    shares = tuple(sorted([own, *(share for share in BONE_SHARES if round(abs(share - own), DIGITS) >= APART)]))
     return [
         Parameter("dropout_conv", network.dropout_conv, (0.0, 0.05, 0.1, 0.2, 0.3)),
         Parameter("dropout_dense", network.dropout_dense, (0.0, 0.125, 0.25, 0.375, 0.5, 0.625)),

@@ -14,7 +14,7 @@ from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from femur_tf import command
 from tuning import chief
-from tuning.connection import Connection
+from tuning.connection import Connection, channel_to
 from tuning.oracles import Durable
 from tuning.trainer import Surroundings, Trainer
 from tuning.watch import Halted
@@ -73,7 +73,7 @@ class Client(OracleClient):
         """
         super().__init__(oracle)
         self.name = name
-        channel = grpc.intercept_channel(grpc.insecure_channel(address), _Named(name, wait_s))
+        channel = grpc.intercept_channel(channel_to(address), _Named(name, wait_s))
         self.stub = protos.get_service_grpc().OracleStub(channel)
 
     def create_trial(self, tuner_id: str) -> Any:
