@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import sampling, write_records
-from femur_tf import command, config, records
+from femur_tf import command, config, records, tfrecords
 from femur_tf.patches import Cutter
 
 RULE = config.PatchConfig(scales_mm=(0.0,))
@@ -109,7 +109,7 @@ def _warm_up(started: multiprocessing.synchronize.Barrier) -> None:
     """Do once, in each process, what only the first record costs, and wait for the other processes."""
     _Worker.cutter = Cutter.of(volume(), RULE)
     with tempfile.TemporaryDirectory() as folder:
-        write_records.write_shard(Path(folder) / "first", write_records.encode_all(draw(0, 50), _Worker.cutter, CASE))
+        tfrecords.write(Path(folder) / "first", write_records.encode_all(draw(0, 50), _Worker.cutter, CASE))
     started.wait(START_LIMIT_S)
 
 
@@ -118,7 +118,7 @@ def _write(folder: Path, number: int, arguments: PipelineArguments) -> tuple[rec
     examples = draw(number, arguments.examples)
     begin = time.process_time()
     name = records.shard_name(CASE, number, arguments.shards)
-    write_records.write_shard(folder / name, write_records.encode_all(examples, _Worker.cutter, CASE))
+    tfrecords.write(folder / name, write_records.encode_all(examples, _Worker.cutter, CASE))
     entry = records.file_entry(folder, name)
     bone = int(examples.label.sum())
     shard = records.Shard(entry, CASE, {"bone": bone, "near": arguments.examples - bone, "far": 0})

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from femur_tf import client, command, image_io, messages, phantom, quiet, scans, segment, wire, wire_rest
+from femur_tf import client, command, image_io, jobs, messages, phantom, quiet, scans, segment, wire, wire_rest
 
 MILLION = 1e6
 SMALL = (40, 40, 16)
@@ -72,18 +72,18 @@ class Bench:
     settings: wire.ServerConfig
     folder: Path
 
-    def job(self, scan: Path, name: str) -> scans.Job:
+    def job(self, scan: Path, name: str) -> jobs.Job:
         """Return what to write for a scan."""
-        return scans.Job(name, scan, self.folder / f"{name}.nii.gz", self.folder / f"{name}_map.nii.gz")
+        return jobs.Job(name, scan, self.folder / f"{name}.nii.gz", self.folder / f"{name}_map.nii.gz")
 
-    def in_process(self, scan: Path) -> scans.Job:
+    def in_process(self, scan: Path) -> jobs.Job:
         """Segment a scan as `femur_tf.segment` does."""
         job = self.job(scan, f"{image_io.case_name(scan)}_segment")
         arguments = segment.SegmentArguments(scan, job.mask, self.bundle.folder)
         segment.segment(job, scans.prepare(job, self.bundle.settings.data), self.bundle, arguments)
         return job
 
-    def served(self, scan: Path) -> scans.Job:
+    def served(self, scan: Path) -> jobs.Job:
         """Segment a scan as `femur_tf.client` does, its first contact with the server included."""
         job = self.job(scan, f"{image_io.case_name(scan)}_client")
         with client.connected(self.settings) as (connection, model):

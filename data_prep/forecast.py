@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import cohort
-from femur_tf import command, study
+from femur_tf import command, files, study
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PatchConfig
 from femur_tf.records import Mode
@@ -73,8 +73,7 @@ def require_disk(work: Path, size_bytes: int, what: str, otherwise: str) -> int:
     Raises:
       DataError: there is less.
     """
-    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(files.nearest_folder(work / "records")).free
     if size_bytes > free:
         raise DataError(
             f"{work}: expected {gigabytes(size_bytes)} of free disk for {what}. "

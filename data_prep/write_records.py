@@ -21,7 +21,7 @@ import numpy as np
 
 from data_prep import sampling, variation
 from data_prep.forecast import example_bytes, require_disk
-from femur_tf import command, config, files, machine, quiet, records, study
+from femur_tf import command, config, files, machine, quiet, records, study, tfrecords
 from femur_tf.errors import DataError, typed
 from femur_tf.patches import Cutter
 
@@ -57,15 +57,6 @@ def fingerprint(plan: study.Plan, case: study.Case, mode: records.Mode) -> str:
 def case_rng(seed: int, case: str) -> np.random.Generator:
     """Return the case's own random numbers: adding a case changes no other one's draw."""
     return np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()[:8]])
-
-
-def write_shard(path: Path, examples: list[bytes]) -> None:
-    """Write serialized examples to one TFRecord file, whole."""
-    import tensorflow as tf
-
-    with files.whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-        for example in examples:
-            writer.write(example)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +161,7 @@ def write_shards(folder: Path, case: str, examples: list[bytes], kinds: np.ndarr
     shards = []
     for index, part in enumerate(np.array_split(np.arange(len(examples)), total)):
         name = records.shard_name(case, index, total)
-        write_shard(folder / name, [examples[i] for i in part])
+        tfrecords.write(folder / name, [examples[i] for i in part])
         counts = {kind: int((kinds[part] == number).sum()) for number, kind in enumerate(records.KINDS)}
         shards.append(records.Shard(records.file_entry(folder, name), case, counts))
     return tuple(shards)

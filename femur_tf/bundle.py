@@ -191,6 +191,7 @@ def working_map(
     options: config.PredictConfig = predict.DEFAULT,
     *,
     verify: int = 0,
+    held_bytes: int = 0,
 ) -> volume.Volume:
     """Return the probability of bone on the working grid.
 
@@ -199,6 +200,7 @@ def working_map(
       working: uint8, as `study.prepare` makes it.
       options: precision, memory limit, coarse to fine or not.
       verify: number of random voxels to compare with patch-wise evaluation.
+      held_bytes: what else is held meanwhile, as of `memory.plan_blocks`.
 
     Returns:
       float16 in [0, 1] on the working grid.
@@ -206,4 +208,5 @@ def working_map(
     Raises:
       DataError: as `Predictor.probability_map` does.
     """
-    return volume.Volume(bundle.predictor.probability_map(working.data, options, verify=verify), working.affine)
+    found = bundle.predictor.probability_map(working.data, options, verify=verify, held_bytes=held_bytes)
+    return volume.Volume(found, working.affine)

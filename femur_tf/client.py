@@ -19,8 +19,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from femur_tf import command, config, quality, scans, served, tiles, wire
+from femur_tf import command, config, jobs, quality, scans, served, tiles, wire
 from femur_tf.errors import DataError, WriteError
+from femur_tf.jobs import Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Client:
         self._cohort = read_cohort(model, connection.place)
         self._in_flight = threading.Semaphore(arguments.concurrency)
 
-    def segment(self, job: scans.Job) -> scans.Result:
+    def segment(self, job: Job) -> scans.Result:
         """Segment one scan and write its mask.
 
         Raises:
@@ -157,17 +158,17 @@ class Client:
         sides = self._arguments.sides
         return scans.finish(job, scan, found, self._recipe, sides=sides, start=start, cohort=self._cohort)
 
-    def segment_all(self, todo: Sequence[scans.Job]) -> Iterator[concurrent.futures.Future[scans.Result]]:
-        """Yield the result of each scan, in their order; one scan more than are in flight is being prepared.
+    def segment_all(self, todo: Sequence[Job]) -> Iterator[tuple[Job, concurrent.futures.Future[scans.Result]]]:
+        """Yield each scan with its result, in their order; one scan more than are in flight is being prepared.
 
         Where the caller stops early, what has not begun is left out and what waits for the server is cut off.
         """
         pool = concurrent.futures.ThreadPoolExecutor(self._arguments.concurrency + 1)
         done = False
         try:
-            for future in [pool.submit(self.segment, job) for job in todo]:
+            for job, future in [(job, pool.submit(self.segment, job)) for job in todo]:
                 concurrent.futures.wait([future])
-                yield future
+                yield job, future
             done = True
         finally:
             if not done:
@@ -190,19 +191,19 @@ def main(arguments: ClientArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
     if arguments.concurrency < 1:
         raise DataError(f"--concurrency: expected at least 1 scan. Received: {arguments.concurrency}")
-    todo = scans.todo(arguments)
+    todo = jobs.todo(arguments)
     results, failed = [], 0
     with connected(arguments.connection) as (connection, model), command.progress(percent=True) as display:
         command.say(connection.place)
         task = display.add_task("scans", total=float(len(todo.jobs)))
         client = Client(connection, model, arguments, lambda share: display.advance(task, share))
-        for future in client.segment_all(todo.jobs):
+        for job, future in client.segment_all(todo.jobs):
             try:
                 results.append(future.result())
             except (DataError, OSError) as error:
                 if not todo.is_folder or isinstance(error, WriteError):
                     raise
-                command.fail(str(error))
+                command.fail(f"{job.name}: {error}")
                 failed += 1
     scans.show(results)
     return 2 if failed else 0

@@ -10,7 +10,6 @@ that goes on in the passes where the epoch before ended.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import config, draws, machine, records
+from femur_tf import draws, machine, record_match, records
 from femur_tf.config import PLANES, AugmentConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
@@ -161,38 +160,6 @@ def augment(patch: tf.Tensor, settings: AugmentConfig, rule: PatchConfig, seed: 
     return patch
 
 
-def require_data(wanted: config.DataConfig, held: config.DataConfig, source: str) -> None:
-    """Raise unless a run's data are what the records were made with; it may read a part of their scales and planes.
-
-    Raises:
-      DataError: other patches than the records hold, other grey values, centres or copies.
-    """
-    channels_of(wanted.patch, held.patch, source)
-    asked, there = (config.to_dict(one) for one in (dataclasses.replace(wanted, patch=held.patch), held))
-    if differing := config.differences(asked, there):
-        names = ", ".join(sorted(f"data.{name}" for name in differing))
-        raise DataError(
-            f"{source}: expected records made with the run's data settings. Received: another {names}. "
-            "Leave them as they are in the records, or change plan.json and write the records again."
-        )
-
-
-def channels_of(rule: PatchConfig, held: PatchConfig, source: str) -> list[int]:
-    """Return which channels of the records' patches are those of `rule`.
-
-    Raises:
-      DataError: size, spacing or padding differ, or a plane of a scale is not in the records.
-    """
-    wanted, there = ([(r.scales_mm[scale], plane) for scale, plane in r.towers] for r in (rule, held))
-    alike = (rule.size, rule.spacing_mm, rule.padding) == (held.size, held.spacing_mm, held.padding)
-    if not alike or not set(wanted) <= set(there):
-        raise DataError(
-            f"{source}: expected records with the patches of {rule}. Received: {held}. "
-            "Make a plan with these settings and write its records in another work folder."
-        )
-    return [there.index(tower) for tower in wanted]
-
-
 def _shuffled(
     folder: Path, manifest: records.Manifest, part: str, seed: int, *, shuffle: bool
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
@@ -219,7 +186,7 @@ def _finisher(
 ) -> Finish:
     """Return a function (batch's number, serialized examples, number of the pass) -> (patch, label)."""
     held = manifest.data.patch
-    channels = channels_of(rule, held, str(records.manifest_path(folder)))
+    channels = record_match.channels_of(rule, held, str(records.manifest_path(folder)))
     # By the run's own rule: the planes of all towers of the records may take several times the memory.
     gather = _gather(folder, manifest, part, rule) if manifest.mode == "index" else None
 

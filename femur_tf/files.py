@@ -24,11 +24,11 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, renamed to `path` when the block ends well, removed when it raises.
 
     The temporary name keeps all suffixes of `path`, because image writers choose the
-    format by them. The parent folder is made. An existing file is replaced; an
-    existing folder too.
+    format by them; the last one in lower case, as not all know it in capitals. The
+    parent folder is made. An existing file is replaced; an existing folder too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".partial-{os.getpid()}-{path.stem}{path.suffix.lower()}")
     remove(temporary)
     try:
         yield temporary
@@ -94,6 +94,27 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 digest of the file at `path`, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return what is there already of the folders above `path`, the lowest of them."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def require_place(path: Path) -> None:
+    """Raise unless a file can be made at `path`, its folders before it.
+
+    Raises:
+      DataError: what is there of its folders is a file, or may not be written to.
+    """
+    there = nearest_folder(path)
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        received = (
+            f"{path}, a folder"
+            if path.is_dir()
+            else f"{there}, " + ("which may not be written to" if there.is_dir() else "a file")
+        )
+        raise DataError(f"{path}: expected a place for a file. Received: {received}. Choose another one.")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -7,6 +7,8 @@ standard defines them (PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,7 +19,10 @@ FRAMES = "0028|0008"  # Number of Frames
 POSITION = "0020|0032"  # Image Position (Patient), mm
 ORIENTATION = "0020|0037"  # Image Orientation (Patient), cosines of rows and columns
 SPACING = "0028|0030"  # Pixel Spacing, mm
-TAGS = (FRAMES, POSITION, ORIENTATION, SPACING)
+RESCALE = ("0028|1052", "0028|1053")  # Rescale Intercept and Slope
+BETWEEN = "0018|0088"  # Spacing Between Slices, mm
+THICKNESS = "0018|0050"  # Slice Thickness, mm
+TAGS = (FRAMES, POSITION, ORIENTATION, SPACING, *RESCALE, BETWEEN, THICKNESS)
 GEOMETRY = {POSITION: ("position", 3), ORIENTATION: ("orientation", 6), SPACING: ("pixel spacing", 2)}
 GAP_TOLERANCE = 0.05
 """Slices are evenly spaced where each gap is within this share of the median gap (bound included)."""
@@ -117,6 +122,32 @@ def _check_shifts(
             f"{np.linalg.norm(shift_mm[furthest]):.3f} mm from {names[0]}, a tilted or staggered stack. Resample it to "
             "a straight one first, for instance in 3D Slicer, and save that as NIfTI."
         )
+
+
+def lone_slice_mm(slices: Sequence[Mapping[str, str]]) -> float | None:
+    """Return how far a slice that has no neighbour reaches, in mm, where the file tells; None of several slices.
+
+    Args:
+      slices: the texts of the tags that each slice has, of `TAGS`.
+    """
+    if len(slices) != 1:
+        return None
+    for tag in (BETWEEN, THICKNESS):
+        with contextlib.suppress(ValueError):
+            length_mm = float(slices[0].get(tag, ""))
+            if 0 < length_mm < math.inf:
+                return length_mm
+    return None
+
+
+def series_doubt(slices: Sequence[Mapping[str, str]], affine: np.ndarray) -> str | None:
+    """Return what a DICOM series leaves open and its reader assumes; None where it leaves nothing open.
+
+    Args:
+      slices: the texts of the tags that each slice has, of `TAGS`.
+      affine: (4, 4) index -> RAS mm, as it was read.
+    """
+    return _assumed("spacing", affine) if len(slices) == 1 and lone_slice_mm(slices) is None else None
 
 
 def check_nifti(header: Mapping[str, np.ndarray]) -> None:

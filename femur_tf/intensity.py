@@ -36,11 +36,15 @@ def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: fl
     """
     foreground = data[data > data.mean(dtype=np.float64)]
     lower = float(np.percentile(data, lower_percentile))
-    upper = float(np.percentile(foreground, upper_percentile)) if foreground.size else lower
+    # Its own copy may be sorted; so much for memory, as below, where one slab at a time is in float64.
+    upper = float(np.percentile(foreground, upper_percentile, overwrite_input=True)) if foreground.size else lower
+    result = np.zeros(data.shape, np.uint8)
     if upper <= lower:
-        return np.zeros(data.shape, np.uint8)
-    share = (np.clip(data, lower, upper).astype(np.float64) - lower) / (upper - lower)
-    return np.ascontiguousarray(np.floor(share * 255 + 0.5).astype(np.uint8))
+        return result
+    for source, target in zip(data, result, strict=True):
+        share = (np.clip(source, lower, upper).astype(np.float64) - lower) / (upper - lower)
+        target[:] = np.floor(share * 255 + 0.5)
+    return result
 
 
 def fill_value(data: np.ndarray) -> float | None:

@@ -1,11 +1,14 @@
-"""The JSON file of `segment --report`: what is known of each mask, by the name of its scan.
+"""The JSON file of `segment --report`: what is known of each mask, by where the mask lies from the report.
 
-{"hip_01": {"mask": "masks/hip_01.nii.gz", "parts": 2, "flagged": false, "reasons": [], "measures": {...}}}
+{"masks/hip_01.nii.gz": {"scan": "hip_01", "parts": 2, "flagged": false, "reasons": [], "measures": {...}}}
+
+Scans of several patients may have one name; their masks do not lie in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,30 @@ def read(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def add(path: Path, name: str, *, mask: Path, parts: int, quality: Quality) -> None:
-    """Write what is known of one mask; what the file says of other scans stays.
+def _key(path: Path, mask: Path) -> str:
+    """Return the name of a mask's row: they may be moved together."""
+    return Path(os.path.relpath(mask.resolve(), path.parent.resolve())).as_posix()
+
+
+def add(path: Path, scan: str, *, mask: Path, parts: int, quality: Quality) -> None:
+    """Write what is known of one mask; what the file says of others stays.
 
     Raises:
       DataError: as `read` does.
     """
-    files.write_json(path, read(path) | {name: {"mask": str(mask), "parts": parts, **quality.to_dict()}})
+    files.write_json(path, read(path) | {_key(path, mask): {"scan": scan, "parts": parts, **quality.to_dict()}})
 
 
-def flagged(path: Path | None, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the scans that a report flags, and those that it does not name, of some.
+def flagged(path: Path | None, masks: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Return the scans whose masks a report flags, and those whose masks it does not name.
+
+    Args:
+      path: of the report.
+      masks: of some scans, by the scan's name.
 
     Raises:
       DataError: as `read` does.
     """
     found = read(path)
-    names = list(names)
-    return [n for n in names if found.get(n, {}).get("flagged")], [n for n in names if n not in found]
+    rows = {scan: found.get(_key(path, mask)) if path else None for scan, mask in masks.items()}
+    return [s for s, row in rows.items() if row and row.get("flagged")], [s for s, row in rows.items() if not row]

@@ -11,13 +11,12 @@ never split.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import psutil
 
+from femur_tf import machine
 from femur_tf.cover import Box
 from femur_tf.dense import DenseNetwork
 from femur_tf.errors import DataError
@@ -120,27 +119,19 @@ def _fixed(network: DenseNetwork, shape: Sequence[int]) -> int:
     return total
 
 
-@functools.cache
-def base_bytes() -> int:
-    """Return the resident memory of the process before its first volume was evaluated.
-
-    What the allocator keeps after a volume is used again for the next one, so it is not counted twice.
-    """
-    return int(psutil.Process().memory_info().rss)
-
-
-def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int) -> BlockPlan:
+def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int, *, held_bytes: int = 0) -> BlockPlan:
     """Choose the block size for a volume.
 
     Args:
       network: the dense form of a model.
       shape: (X, Y, Z) of the volume.
       max_memory_mb: resident memory that the process may reach, MB (10^6 bytes).
+      held_bytes: what else is or will be held meanwhile, beside `machine.base_bytes`.
 
     Raises:
       DataError: the limit is below what the process holds with the smallest block; the least limit is named.
     """
-    base = base_bytes() + _fixed(network, shape)
+    base = machine.base_bytes() + held_bytes + _fixed(network, shape)
     free = max_memory_mb * MEGABYTE - base
     # The sums of the first Dense layer are float32, whatever the towers compute in.
     map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)

@@ -94,7 +94,12 @@ def _aligned(box: Box, steps: Sequence[int], shape: Sequence[int]) -> Box:
 
 
 def dense_map(
-    network: DenseNetwork, grid: np.ndarray, options: PredictConfig = DEFAULT, probe: Probe | None = None
+    network: DenseNetwork,
+    grid: np.ndarray,
+    options: PredictConfig = DEFAULT,
+    probe: Probe | None = None,
+    *,
+    held_bytes: int = 0,
 ) -> np.ndarray:
     """Return the probability map of a network with a dense form.
 
@@ -103,6 +108,7 @@ def dense_map(
       grid: (X, Y, Z) uint8 working grid.
       options: memory limit; coarse to fine or not.
       probe: keeps unrounded probabilities.
+      held_bytes: as of `memory.plan_blocks`.
 
     Returns:
       (X, Y, Z) float16 in [0, 1].
@@ -110,7 +116,7 @@ def dense_map(
     Raises:
       DataError: the memory limit is below what the smallest block needs.
     """
-    plan = memory.plan_blocks(network, grid.shape, options.max_memory)
+    plan = memory.plan_blocks(network, grid.shape, options.max_memory, held_bytes=held_bytes)
     evaluator = Evaluator(network, grid, plan)
     result = np.zeros(grid.shape, np.float16)
     boxes = [_aligned(body_box(grid), plan.steps, grid.shape) if options.body_only else whole(grid.shape)]
@@ -153,13 +159,16 @@ class Predictor:
             self._forms[precision] = convert(self.model, self.rule, precision)
         return self._forms[precision]
 
-    def probability_map(self, grid: np.ndarray, options: PredictConfig = DEFAULT, *, verify: int = 0) -> np.ndarray:
+    def probability_map(
+        self, grid: np.ndarray, options: PredictConfig = DEFAULT, *, verify: int = 0, held_bytes: int = 0
+    ) -> np.ndarray:
         """Return the probability of bone at every voxel of a working grid.
 
         Args:
           grid: (X, Y, Z) uint8 working grid.
           options: precision, memory limit, coarse to fine or not; without effect where there is no dense form.
           verify: number of random voxels to evaluate as patches too, at least 0.
+          held_bytes: as of `memory.plan_blocks`.
 
         Returns:
           (X, Y, Z) float16 in [0, 1].
@@ -175,7 +184,7 @@ class Predictor:
             command.warn(f"{error} Going on patch by patch, which takes about a hundred times as long.{vain}")
             return by_patches(self.model, grid, self.rule).reshape(grid.shape).astype(np.float16)
         probe = Probe.draw(grid.shape, verify, np.random.default_rng()) if verify else None
-        result = dense_map(network, grid, options, probe)
+        result = dense_map(network, grid, options, probe, held_bytes=held_bytes)
         if probe:
             self._verify(grid, probe, options.precision)
         return result

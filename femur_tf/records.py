@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from femur_tf import command, config, files, quiet
+from femur_tf import command, config, files, quiet, tfrecords
 from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
@@ -226,19 +226,6 @@ def require_whole(records: Path, manifest: Manifest) -> None:
         raise DataError(f"{problem}. {advice(records)}")
 
 
-def _first_bad_byte(path: Path) -> str:
-    """Return where a TFRecord file stops being readable, in words."""
-    import tensorflow as tf
-
-    offset = 0
-    try:
-        for record in tf.data.TFRecordDataset([str(path)]):
-            offset += len(record.numpy()) + 16  # 8 bytes of length, 4 of its checksum, 4 of the data's
-    except tf.errors.DataLossError:
-        return f"the record that starts at byte {offset} is damaged"
-    return f"every record can be read, up to byte {offset}"
-
-
 def _check_examples(records: Path, manifest: Manifest, shard: Shard) -> str | None:
     """Return what is wrong with the examples of a sound shard, or None."""
     import tensorflow as tf
@@ -275,7 +262,7 @@ def check(records: Path) -> list[str]:
         for shard in case.shards:
             problem = _check_file(records, shard.file)
             if problem and (records / shard.file.name).exists():
-                problem += f"; {_first_bad_byte(records / shard.file.name)}"
+                problem += f"; {tfrecords.first_bad_byte(records / shard.file.name)}"
             problems.append(problem or _check_examples(records, manifest, shard))
         problems += [_check_file(records, grid) for grid in case.grids]
     return [problem for problem in problems if problem]

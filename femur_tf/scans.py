@@ -1,60 +1,35 @@
 """Scans in, masks out: what every command that draws masks does around its network.
 
-Which scans there are and what is written for each; that nothing is overwritten or
-lost; reading and preparing, ahead of the network; from the map on the working grid to
-the mask on the scan's own; one table at the end.
+Reading and preparing, ahead of the network, within the memory that may be taken; from
+the map on the working grid to the mask on the scan's own; one table at the end.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from femur_tf import command, config, files, image_io, mask_report, postprocess, quality, study, volume
+from femur_tf import command, config, image_io, machine, mask_report, postprocess, quality, study, volume
 from femur_tf.errors import DataError
+from femur_tf.jobs import Job
 
 SPACING_RATIO = 1.5
 """A scan whose spacing differs from the model's by more, along any axis, is warned about."""
 
 
-class Wanted(Protocol):
-    """What the arguments of such a command say of input and output."""
-
-    @property
-    def image(self) -> Path:
-        """An image file, a DICOM folder, or a folder of any of these."""
-
-    @property
-    def mask(self) -> Path:
-        """The mask to write, or the folder of masks."""
-
-    @property
-    def probability(self) -> Path | None:
-        """The probability map to write, or the folder of maps."""
-
-    @property
-    def sides(self) -> bool:
-        """Label the patient's left femur 1 and the right one 2."""
-
-    @property
-    def overwrite(self) -> bool:
-        """Replace what exists."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One scan to segment, and what to write."""
-
-    name: str
-    image: Path
-    mask: Path
-    probability: Path | None
+PREPARING_BYTES = 12
+"""Taken for a voxel of the larger one of the scan's own grid and the working grid, while one becomes the other."""
+CORRECTING_BYTES = 20
+"""Taken for a voxel of the scan's own grid, while its bias field is corrected."""
+FINISHING_BYTES = 21
+"""Taken for a voxel of the scan's own grid, while a map becomes a mask there. All three measured
+(tests/test_scans.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,98 +47,6 @@ class Result:
     quality: quality.Quality
 
 
-def jobs(arguments: Wanted) -> tuple[list[Job], bool]:
-    """Return the scans to segment, and whether they come from a folder of scans.
-
-    Raises:
-      DataError: no such file or folder, or a folder without scans.
-    """
-    source = arguments.image
-    if not source.exists():
-        raise DataError(f"{source}: expected a scan or a folder of scans. Received: no such file or folder.")
-    if not source.is_dir() or image_io.is_dicom_folder(source):
-        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability)], False
-    found = image_io.list_images(source)
-    if not found:
-        raise DataError(f"{source}: expected scans in the folder. Received: none that can be read.")
-    maps = arguments.probability
-    return [
-        Job(name, path, arguments.mask / f"{name}.nii.gz", maps / f"{name}.nii.gz" if maps else None)
-        for name, path in found.items()
-    ], True
-
-
-def _outputs(job: Job) -> Iterator[Path]:
-    """Yield the files a job writes."""
-    yield job.mask
-    if job.probability:
-        yield job.probability
-
-
-def _check_outputs(todo: list[Job], source: Path, *, overwrite: bool) -> None:
-    """Raise before any work where a file could not be written, or would replace one that must stay.
-
-    Raises:
-      DataError: an unknown suffix, a scan in the place of an output, two outputs in one place, or a file that exists
-        without `overwrite`.
-    """
-    taken = {source.resolve(), *(job.image.resolve() for job in todo)}
-    for job in todo:
-        for path in _outputs(job):
-            image_io.check_suffix(path)
-            if path.resolve() in taken:
-                raise DataError(f"{path}: expected a place of its own for each output. Received: a scan's or a mask's.")
-            taken.add(path.resolve())
-            files.refuse_existing(path, overwrite=overwrite)
-
-
-def _check_folders(arguments: Wanted) -> None:
-    """Raise where the outputs of a folder of scans have no folder of their own."""
-    for folder in (arguments.mask, arguments.probability):
-        if folder is None:
-            continue
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder}: expected a folder to write to, for a folder of scans. Received: a file.")
-        if folder.resolve() == arguments.image.resolve():
-            raise DataError(f"{folder}: expected another folder than that of the scans. Received: the same.")
-    if arguments.probability and arguments.probability.resolve() == arguments.mask.resolve():
-        raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Todo:
-    """What a command has to do."""
-
-    jobs: list[Job]
-    passed: list[str]
-    """Scans of a folder that have a mask, and are passed over."""
-    is_folder: bool
-    """The scans come from a folder of scans."""
-
-
-def todo(arguments: Wanted) -> Todo:
-    """Return the scans to segment; of a folder, those with a mask are passed over.
-
-    Raises:
-      DataError: nothing to segment, a file that could not be written, or one that would be replaced without
-        `overwrite`.
-    """
-    found, is_folder = jobs(arguments)
-    done: list[Job] = []
-    if is_folder:
-        _check_folders(arguments)
-    if is_folder and not arguments.overwrite:
-        done = [job for job in found if job.mask.exists()]
-        if done:
-            command.say(
-                f"{len(done)} of {len(found)} scans have a mask and are passed over; --overwrite replaces them."
-            )
-        found = [job for job in found if job not in done]
-    # A folder's map without its mask is what an interrupted run left: the mask is written last.
-    _check_outputs(found, arguments.image, overwrite=arguments.overwrite or is_folder)
-    return Todo(found, [job.name for job in done], is_folder)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A scan in memory."""
@@ -172,28 +55,81 @@ class Prepared:
     working: volume.Volume
     """uint8, on the model's working grid."""
 
+    @property
+    def held_bytes(self) -> int:
+        """What both take."""
+        return int(self.image.volume.data.nbytes + self.working.data.nbytes)
 
-def prepare(job: Job, data: config.DataConfig) -> Prepared:
-    """Read a scan and bring it to the working grid.
+
+def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: int) -> None:
+    """Raise where a scan takes more memory than it may, before or after the network, which fits its own to the limit.
 
     Raises:
-      DataError: the scan cannot be used.
+      DataError: the least limit is named.
     """
-    image = image_io.read_image(job.image)
-    return Prepared(image, study.prepare(image.volume, data, path=job.image))
+    upright = volume.canonical(image)
+    try:
+        working = math.prod(volume.working_shape(upright.shape, upright.spacing_mm, data.patch.spacing_mm))
+    except ValueError:
+        return  # `study.prepare` refuses such a scan, and names it
+    own = image.data.size
+    before = CORRECTING_BYTES * own if data.normalisation.n4 else 0
+    if not volume.spacings_agree(upright.spacing_mm, data.patch.spacing_mm):
+        before = max(before, PREPARING_BYTES * max(own, working))
+    after = FINISHING_BYTES * own + 3 * working  # grey values, and the map in float16
+    least = (machine.base_bytes() + image.data.nbytes + max(before, after)) / 1e6
+    if least > max_memory_mb:
+        raise DataError(
+            f"--max-memory: expected at least {math.ceil(least)} MB for a scan of "
+            f"{' x '.join(map(str, image.shape))} voxels. Received: {max_memory_mb} MB."
+        )
 
 
-def ahead(todo: Sequence[Job], data: config.DataConfig) -> Iterator[tuple[Job, concurrent.futures.Future[Prepared]]]:
+def prepare(job: Job, data: config.DataConfig, max_memory_mb: int | None = None) -> Prepared:
+    """Read a scan and bring it to the working grid.
+
+    Args:
+      job: what to read.
+      data: the model's.
+      max_memory_mb: resident memory that the process may reach; None: any.
+
+    Raises:
+      DataError: the scan cannot be used, or the limit is too low for it.
+    """
+    try:
+        image = image_io.read_image(job.image)
+        if max_memory_mb is not None:
+            _require_room(image.volume, data, max_memory_mb)
+        return Prepared(image, study.prepare(image.volume, data, path=job.image))
+    except (MemoryError, OSError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise DataError(f"{job.image}: expected a scan that can be read and held. Received: {reason}.") from error
+
+
+def ahead(
+    todo: Sequence[Job], data: config.DataConfig, max_memory_mb: int
+) -> Iterator[tuple[Job, concurrent.futures.Future[Prepared]]]:
     """Yield each job with its scan, while the scan after it is being read and prepared.
 
     A scan that cannot be used raises a `DataError` where its future is asked for the result.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        scans = [reader.submit(prepare, job, data) for job in todo[:1]]
+        scans = [reader.submit(prepare, job, data, max_memory_mb) for job in todo[:1]]
         for index, job in enumerate(todo):
             if index + 1 < len(todo):
-                scans.append(reader.submit(prepare, todo[index + 1], data))
+                scans.append(reader.submit(prepare, todo[index + 1], data, max_memory_mb))
             yield job, scans.pop(0)
+
+
+def beside_bytes(scan: Prepared, *, another: bool) -> int:
+    """Return the memory that is held while the network works on a scan; another one, read meanwhile, is taken as alike.
+
+    Args:
+      scan: the scan.
+      another: there is one more.
+    """
+    voxels = max(scan.image.volume.data.size, scan.working.data.size)
+    return scan.held_bytes + (scan.held_bytes + PREPARING_BYTES * voxels if another else 0)
 
 
 def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float, float]) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from femur_tf import command, config, mask_report, quiet, scans
+from femur_tf import command, config, jobs, machine, mask_report, quiet, scans
 from femur_tf.errors import DataError, WriteError
-from femur_tf.scans import Job, Prepared, Result
+from femur_tf.jobs import Job
+from femur_tf.scans import Prepared, Result
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -50,7 +51,7 @@ class SegmentArguments:
     )
 
 
-def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArguments) -> Result:
+def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArguments, *, another: bool = False) -> Result:
     """Segment one scan and write its mask.
 
     Args:
@@ -58,6 +59,7 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
       scan: the scan.
       bundle: the model.
       arguments: sides, verification and prediction options.
+      another: one more scan is read meanwhile.
 
     Raises:
       DataError: the model has no recipe, a file could not be written, or verification failed.
@@ -66,7 +68,8 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
 
     start, recipe = time.perf_counter(), bundle.recipe
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
-    found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify)
+    beside = scans.beside_bytes(scan, another=another)
+    found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify, held_bytes=beside)
     return scans.finish(
         job,
         scan,
@@ -79,9 +82,9 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     )
 
 
-def _flagged_before(arguments: SegmentArguments, passed: list[str]) -> list[str]:
+def _flagged_before(arguments: SegmentArguments, passed: list[Job]) -> list[str]:
     """Return the scans that were passed over and that the report flags; say so, and which ones it does not know."""
-    flagged, unknown = mask_report.flagged(arguments.report, passed)
+    flagged, unknown = mask_report.flagged(arguments.report, {job.name: job.mask for job in passed})
     if not arguments.strict:
         return flagged
     if flagged:
@@ -98,7 +101,7 @@ def main(arguments: SegmentArguments) -> int:
     """Segment, and print one table; 2 where a scan of a folder could not be segmented, 3 with --strict for a doubt."""
     if arguments.verify < 0:
         raise DataError(f"--verify: expected at least 0 voxels. Received: {arguments.verify}. Pass 0 to verify none.")
-    todo = scans.todo(arguments)
+    todo = jobs.todo(arguments, arguments.report)
     earlier = _flagged_before(arguments, todo.passed)
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
@@ -106,10 +109,12 @@ def main(arguments: SegmentArguments) -> int:
     bundle = bundles.load(arguments.model or bundles.shipped())
     _ = bundle.recipe  # raises where none has been chosen
     results, failed = [], 0
-    for number, (job, scan) in enumerate(scans.ahead(todo.jobs, bundle.settings.data), start=1):
+    machine.base_bytes()  # before the first scan is read
+    coming = scans.ahead(todo.jobs, bundle.settings.data, arguments.prediction.max_memory)
+    for number, (job, scan) in enumerate(coming, start=1):
         command.say(f"{job.name} ({number} of {len(todo.jobs)})")
         try:
-            results.append(segment(job, scan.result(), bundle, arguments))
+            results.append(segment(job, scan.result(), bundle, arguments, another=number < len(todo.jobs)))
         except DataError as error:
             if not todo.is_folder or isinstance(error, WriteError):  # the next scan would fare no better
                 raise

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, records
+from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, record_match, records
 from femur_tf.callbacks import Checkpoint, Finite, Progress, State, checkpoints, dropout_states, has_gpu
 from femur_tf.errors import DataError
 
@@ -251,7 +251,7 @@ def train(
       Diverged: a figure or a weight is no number any more; what earlier epochs left stays.
     """
     manifest = mined_records.read_manifest(records_folder, settings.train.mined)
-    dataset.require_data(settings.data, manifest.data, str(records.manifest_path(records_folder)))
+    record_match.require_data(settings.data, manifest.data, str(records.manifest_path(records_folder)))
     lineage.require_split(records_folder, manifest)
     records.require_whole(records_folder, manifest)
     network, state = _start(folder, settings, manifest, overwrite=overwrite)

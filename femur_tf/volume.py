@@ -227,7 +227,7 @@ def _smooth(data: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     coarse voxel has sigma r / 2 and a fine one 1 / 2, so what is missing has
     sigma^2 = (r^2 - 1) / 4, in fine voxels.
     """
-    result = data.astype(np.float32)
+    result = data.astype(np.float32, copy=False)
     for axis, r in enumerate(ratio):
         if r > SMOOTH_ABOVE:
             result = ndimage.gaussian_filter1d(result, 0.5 * math.sqrt(r * r - 1), axis=axis, mode="nearest")

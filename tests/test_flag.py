@@ -87,7 +87,8 @@ def test_strict_tells_an_unusual_scan_by_its_exit_status(tmp_path, run, capsys, 
     data = change(nibabel.load(run.parents[1] / "images/hip_01.nii.gz").get_fdata()).astype(np.int16)
     assert segmented(tmp_path, data, run, strict=True, report=tmp_path / "report.json") == status
     assert segmented(tmp_path, data, run) == 0
-    entry = files.read_json(tmp_path / "report.json")["scan"]
+    entry = files.read_json(tmp_path / "report.json")["mask.nii.gz"]
+    assert entry["scan"] == "scan"
     assert entry["flagged"] == bool(status)
     shown = capsys.readouterr()
     assert ("look at this mask" in shown.err) == bool(status)
@@ -99,7 +100,16 @@ def test_a_report_keeps_other_scans(tmp_path, run):
     report = tmp_path / "report.json"
     files.write_json(report, {"other": {"flagged": False}})
     segmented(tmp_path, tiny.scan("a"), run, report=report)
-    assert set(files.read_json(report)) == {"other", "scan"}
+    assert set(files.read_json(report)) == {"other", "mask.nii.gz"}
+
+
+def test_scans_of_one_name_have_a_row_each(tmp_path):
+    report, judged = tmp_path / "reports/report.json", quality.Quality({}, ())
+    for patient in ("p1", "p2"):
+        mask_report.add(report, "scan", mask=tmp_path / patient / "mask.nii.gz", parts=2, quality=judged)
+    assert set(files.read_json(report)) == {"../p1/mask.nii.gz", "../p2/mask.nii.gz"}
+    masks = {"scan": tmp_path / "p2/mask.nii.gz", "new": tmp_path / "p3/mask.nii.gz"}
+    assert mask_report.flagged(report, masks) == ([], ["new"])
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path):

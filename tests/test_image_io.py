@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
-from femur_tf import header_geometry
+from femur_tf import dicom_series, header_geometry
 from femur_tf.errors import DataError
 from femur_tf.image_io import (
     Image,
     case_name,
     check_suffix,
-    is_dicom_folder,
     list_images,
     read_image,
     read_mask,
@@ -641,6 +640,73 @@ def test_slices_that_are_not_of_one_stack_are_refused(tmp_path, values, words):
         read_image(tmp_path / "series")
 
 
+@pytest.mark.parametrize("number", [0, 4])
+@pytest.mark.parametrize("size", [0, 100, 400, -20])
+def test_a_cut_slice_at_the_end_of_a_series_is_refused(tmp_path, number, size):
+    _write_series(tmp_path / "series")
+    path = sorted((tmp_path / "series").iterdir())[number]
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=rf"expected a whole series\. Received: {re.escape(path.name)}, which cannot"):
+        read_image(tmp_path / "series")
+
+
+def test_other_files_beside_a_series_are_passed_over(tmp_path):
+    data = _write_series(tmp_path / "series")
+    (tmp_path / "series" / "notes.txt").write_text("no slice")
+    (tmp_path / "series" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
+def test_a_folder_with_a_table_of_contents_alone_is_no_series(tmp_path):
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    _write_series(tmp_path / "one")
+    assert not dicom_series.is_series(tmp_path)
+    assert list(list_images(tmp_path)) == ["one"]
+
+
+@pytest.mark.parametrize("slopes", [(1, 1000, 1, 1), (1, 1.5, 1, 0.25), (0.5, 0.5, 0.5, 0.5)])
+def test_each_slice_has_its_own_grey_values(tmp_path, slopes):
+    data = _write_series(tmp_path / "series", number=4)
+    for number, slope in enumerate(slopes):
+        _changed(tmp_path / "series", 3 - number, RescaleSlope=slope, RescaleIntercept=-3)
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data * np.array(slopes) - 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "between_mm"),
+    [({}, 4.0), ({"SpacingBetweenSlices": 5.5}, 5.5), ({"SliceThickness": None}, 1.0)],
+)
+def test_a_slice_alone_is_as_thick_as_its_file_says(tmp_path, capsys, values, between_mm):
+    _write_series(tmp_path / "series", number=1)
+    _changed(tmp_path / "series", 0, **values)
+    assert read_image(tmp_path / "series").volume.spacing_mm[2] == pytest.approx(between_mm, abs=FILE_TOLERANCE_MM)
+    assert ("expected the spacing of its axes. Received: none" in capsys.readouterr().err) == (between_mm == 1.0)
+
+
+@pytest.mark.parametrize("size", [4000, 30000])
+def test_a_header_of_a_size_that_no_memory_holds_is_refused(tmp_path, size):
+    path = _save(tmp_path / "a.nii", _data())
+    content = bytearray(path.read_bytes())
+    content[42:48] = np.array([size] * 3, "<i2").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: expected a whole image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["A.MHA", "A.NRRD", "A.NII", "A.NII.GZ"])
+def test_suffixes_in_capitals_are_written_and_read(tmp_path, scan, name):
+    write_image(tmp_path / name, scan.volume.data, like=scan)
+    np.testing.assert_array_equal(read_image(tmp_path / name).volume.data, scan.volume.data)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "scan.nii.gz"}
+
+
+def test_a_case_in_the_folder_at_hand_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "hip_01").mkdir()
+    monkeypatch.chdir(tmp_path / "hip_01")
+    assert case_name(Path()) == case_name(Path("../hip_01")) == "hip_01"
+    assert case_name(Path("..")) == tmp_path.name
+
+
 def test_a_slice_of_several_frames_is_refused(tmp_path):
     _write_series(tmp_path / "series", number=1)
     frames = np.zeros((3, 6, 4), "<u2")
@@ -749,14 +815,14 @@ def test_two_files_of_one_case_are_refused(tmp_path):
 def test_a_folder_without_images_lists_none(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     assert list_images(tmp_path) == {}
-    assert not is_dicom_folder(tmp_path)
-    assert not is_dicom_folder(tmp_path / "notes.txt")
+    assert not dicom_series.is_series(tmp_path)
+    assert not dicom_series.is_series(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_short_series_are_read(tmp_path, number):
     data = _write_series(tmp_path / "series", number=number)
-    assert is_dicom_folder(tmp_path / "series")
+    assert dicom_series.is_series(tmp_path / "series")
     np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import RULE, blocks_of, everywhere, spread, volume
 
-from femur_tf import dense, memory
+from femur_tf import dense, machine, memory
 from femur_tf.errors import DataError
 
 RESIDENT = 500 * memory.MEGABYTE
@@ -25,7 +25,7 @@ def network():
 @pytest.fixture
 def resident(monkeypatch):
     """Let the process hold 500 MB, whatever ran before."""
-    monkeypatch.setattr(memory, "base_bytes", lambda: RESIDENT)
+    monkeypatch.setattr(machine, "base_bytes", lambda: RESIDENT)
 
 
 def test_a_box_is_split_by_hand(network):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, files, image_io, scans, segment
+from femur_tf import bundle, command, config, files, image_io, machine, scans, segment
 from femur_tf.config import RecipeConfig
 from femur_tf.errors import DataError
 from femur_tf.segment import SegmentArguments
@@ -221,6 +221,49 @@ def test_a_scan_is_never_replaced_by_its_mask(tmp_path, model):
 
 
 @pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        ("scan.nii.gz/mask.nii.gz", {}),
+        ("mask.nii.gz", {"report": "scan.nii.gz/report.json"}),
+        ("mask.nii.gz", {"probability": "scan.nii.gz/map.nii.gz"}),
+    ],
+)
+def test_a_place_where_no_file_can_be_made_is_refused_before_any_work(tmp_path, mask, options):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    options = {name: tmp_path / path for name, path in options.items()}
+    with pytest.raises(DataError, match=r"expected a place for a file\. Received: .*scan\.nii\.gz, a file"):
+        run(scan, tmp_path / mask, tmp_path / "no_model", **options)
+
+
+def test_a_report_has_a_place_of_its_own(tmp_path):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    for name in ("mask.nii.gz", "scan.nii.gz"):
+        with pytest.raises(DataError, match="expected a place of its own"):
+            run(scan, tmp_path / "mask.nii.gz", tmp_path / "no_model", report=tmp_path / name)
+
+
+def test_a_folder_that_holds_a_series_itself_is_said_to_be_one_scan(tmp_path, capsys):
+    (tmp_path / "cd").mkdir()
+    (tmp_path / "cd" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(DataError, match="expected a name that ends in"):
+        run(tmp_path / "cd", tmp_path / "masks", tmp_path / "no_model")
+    assert "holds DICOM files itself, so that it is one scan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spacing_mm", [tiny.SPACING_MM, (2.0, 2.0, 2.0)])
+def test_a_limit_below_what_a_scan_takes_is_refused_and_the_least_one_is_named(
+    tmp_path, model, spacing_mm, monkeypatch
+):
+    monkeypatch.setattr(machine, "base_bytes", lambda: 500_000_000)
+    scan = bright.save(tmp_path / "scan.nii.gz", np.zeros((200, 200, 50), np.int16), np.diag([*spacing_mm, 1.0]))
+    options = config.PredictConfig(max_memory=530)
+    with pytest.raises(
+        DataError, match=r"--max-memory: expected at least [56]\d\d MB for a scan of 200 x 200 x 50 voxels"
+    ):
+        run(scan, tmp_path / "mask.nii.gz", model, prediction=options)
+
+
+@pytest.mark.parametrize(
     ("mask", "options", "words"),
     [
         ("mask.png", {}, "expected a name that ends in"),
@@ -296,7 +339,7 @@ def test_a_run_killed_before_a_mask_has_its_row_and_does_the_scan_again(tmp_path
     monkeypatch.setattr(image_io, "write_image", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "scans", tmp_path / "masks", model, report=report)
-    assert set(files.read_json(report)) == {"a"}
+    assert set(files.read_json(report)) == {"masks/a.nii.gz"}
     monkeypatch.setattr(image_io, "write_image", write)
     assert run(tmp_path / "scans", tmp_path / "masks", model, report=report) == 0
     assert (tmp_path / "masks/a.nii.gz").exists()
@@ -321,6 +364,6 @@ def test_a_report_that_is_none_is_refused_before_any_work(tmp_path, model, conte
         report.mkdir()
     else:
         report.write_text(content)
-    with pytest.raises(DataError, match=r"report\.json: expected (a report|JSON)"):
+    with pytest.raises(DataError, match=r"report\.json: expected (a report|JSON|a place for a file)"):
         run(scan, tmp_path / "mask.nii.gz", model, report=report)
     assert not (tmp_path / "mask.nii.gz").exists()

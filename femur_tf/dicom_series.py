@@ -1,0 +1,85 @@
+"""A folder with one DICOM series, read as one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from femur_tf import header_geometry, volume
+from femur_tf.image_errors import DAMAGED, bad_file, library, listed, named
+
+SUFFIXES = (".dcm", ".ima")
+"""Suffixes that DICOM files usually have, where they have any."""
+
+
+def is_series(path: Path) -> bool:
+    """Tell whether `path` is a folder that directly holds a DICOM file."""
+    return path.is_dir() and any(_is_dicom_file(entry) for entry in sorted(path.iterdir()))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    """Tell whether a file has DICOM's mark, `DICM` after a preamble of 128 bytes, and is no table of contents."""
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read(folder: Path) -> tuple[sitk.Image, str | None]:
+    """Read the one DICOM series in a folder, its slices in order of position.
+
+    Returns:
+      The volume, and what the files leave open of its geometry and what is assumed; None where they leave nothing open.
+
+    Raises:
+      DataError: several series, one that is not whole, or slices that do not make up one volume.
+    """
+    files_of = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), _find_series(folder))
+    names = [Path(name).name for name in files_of]
+    if left_out := _left_out(folder, names):  # an end of the stack would be missing, with no gap to tell
+        raise bad_file(
+            folder,
+            "a whole series",
+            f"{listed(left_out)}, which cannot be read as a slice of it",
+            DAMAGED,
+        )
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files_of)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    with library(folder):
+        image = reader.Execute()
+    known = [[tag for tag in header_geometry.TAGS if reader.HasMetaDataKey(k, tag)] for k in range(len(names))]
+    slices = [{tag: reader.GetMetaData(k, tag) for tag in tags} for k, tags in enumerate(known)]
+    if len({tuple(tags.get(tag) for tag in header_geometry.RESCALE) for tags in slices}) > 1:
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # that of the first slice may not hold the others' grey values
+        with library(folder):
+            image = reader.Execute()
+    with named(folder):
+        header_geometry.check(names, slices)
+    between_mm = header_geometry.lone_slice_mm(slices)
+    if between_mm:
+        image.SetSpacing((*image.GetSpacing()[:2], between_mm))
+    return image, header_geometry.series_doubt(slices, volume.lps_affine(image))
+
+
+def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the DICOM files of a folder that the reader passed over, by mark or suffix."""
+    return [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.name not in names
+        and not path.name.startswith(".")
+        and (_is_dicom_file(path) or (path.is_file() and path.suffix.lower() in SUFFIXES))
+    ]
+
+
+def _find_series(folder: Path) -> str:
+    """Return the identifier of the one DICOM series in a folder."""
+    known = is_series(folder)  # without one, the reader prints a warning of its own
+    series: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if known else ()
+    if len(series) != 1:
+        received = f"{len(series)} series ({listed(sorted(series))})" if series else "no DICOM file in it"
+        raise bad_file(folder, "one DICOM series", received, "Hand in a folder with the slices of just one series.")
+    return series[0]

@@ -1,0 +1,146 @@
+"""Which scans a command draws masks of, and what it writes for each; nothing is overwritten or lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from femur_tf import command, dicom_series, files, image_io
+from femur_tf.errors import DataError
+
+
+class Wanted(Protocol):
+    """What the arguments of such a command say of input and output."""
+
+    @property
+    def image(self) -> Path:
+        """An image file, a DICOM folder, or a folder of any of these."""
+
+    @property
+    def mask(self) -> Path:
+        """The mask to write, or the folder of masks."""
+
+    @property
+    def probability(self) -> Path | None:
+        """The probability map to write, or the folder of maps."""
+
+    @property
+    def sides(self) -> bool:
+        """Label the patient's left femur 1 and the right one 2."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Replace what exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One scan to segment, and what to write."""
+
+    name: str
+    image: Path
+    mask: Path
+    probability: Path | None
+
+
+def _jobs(arguments: Wanted) -> tuple[list[Job], bool]:
+    """Return the scans to segment, and whether they come from a folder of scans.
+
+    Raises:
+      DataError: no such file or folder, or a folder without scans.
+    """
+    source = arguments.image
+    if not source.exists():
+        raise DataError(f"{source}: expected a scan or a folder of scans. Received: no such file or folder.")
+    if not source.is_dir() or dicom_series.is_series(source):
+        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability)], False
+    found = image_io.list_images(source)
+    if not found:
+        raise DataError(f"{source}: expected scans in the folder. Received: none that can be read.")
+    maps = arguments.probability
+    return [
+        Job(name, path, arguments.mask / f"{name}.nii.gz", maps / f"{name}.nii.gz" if maps else None)
+        for name, path in found.items()
+    ], True
+
+
+def _outputs(job: Job) -> Iterator[Path]:
+    """Yield the files a job writes."""
+    yield job.mask
+    if job.probability:
+        yield job.probability
+
+
+def _check_outputs(todo: list[Job], source: Path, report: Path | None, *, overwrite: bool) -> None:
+    """Raise before any work where a file could not be written, or would replace one that must stay.
+
+    Raises:
+      DataError: an unknown suffix, a scan in the place of an output, two outputs in one place, a place where no file
+        can be made, or a file that exists without `overwrite`.
+    """
+    images = [path for job in todo for path in _outputs(job)]
+    for path in images:
+        image_io.check_suffix(path)
+    taken = {source.resolve(), *(job.image.resolve() for job in todo)}
+    for path in [*images, *([report] if report else [])]:
+        if path.resolve() in taken:
+            raise DataError(f"{path}: expected a place of its own for each output. Received: a scan's or a mask's.")
+        taken.add(path.resolve())
+        files.require_place(path)
+    for path in images:
+        files.refuse_existing(path, overwrite=overwrite)
+
+
+def _check_folders(arguments: Wanted) -> None:
+    """Raise where the outputs of a folder of scans have no folder of their own."""
+    for folder in (arguments.mask, arguments.probability):
+        if folder is None:
+            continue
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder}: expected a folder to write to, for a folder of scans. Received: a file.")
+        if folder.resolve() == arguments.image.resolve():
+            raise DataError(f"{folder}: expected another folder than that of the scans. Received: the same.")
+    if arguments.probability and arguments.probability.resolve() == arguments.mask.resolve():
+        raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Todo:
+    """What a command has to do."""
+
+    jobs: list[Job]
+    passed: list[Job]
+    """Scans of a folder that have a mask, and are passed over."""
+    is_folder: bool
+    """The scans come from a folder of scans."""
+
+
+def todo(arguments: Wanted, report: Path | None = None) -> Todo:
+    """Return the scans to segment; of a folder, those with a mask are passed over.
+
+    Args:
+      arguments: what to read and write.
+      report: a file that is written, too.
+
+    Raises:
+      DataError: nothing to segment, a file that could not be written, or one that would be replaced without
+        `overwrite`.
+    """
+    found, is_folder = _jobs(arguments)
+    if not is_folder and arguments.image.is_dir() and image_io.image_suffix(arguments.mask) is None:
+        command.say(f"{arguments.image}: holds DICOM files itself, so that it is one scan, not a folder of scans.")
+    done: list[Job] = []
+    if is_folder:
+        _check_folders(arguments)
+    if is_folder and not arguments.overwrite:
+        done = [job for job in found if job.mask.exists()]
+        if done:
+            command.say(
+                f"{len(done)} of {len(found)} scans have a mask and are passed over; --overwrite replaces them."
+            )
+        found = [job for job in found if job not in done]
+    # A folder's map without its mask is what an interrupted run left: the mask is written last.
+    _check_outputs(found, arguments.image, report, overwrite=arguments.overwrite or is_folder)
+    return Todo(found, done, is_folder)

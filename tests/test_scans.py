@@ -1,0 +1,66 @@
+"""What a scan takes of memory beside the network, in a process of its own: no more than is counted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from femur_tf import scans
+
+SLACK = 1.0
+"""Bytes a voxel, for what the allocator keeps and the libraries load."""
+STAGES = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from femur_tf import config, image_io, intensity, scans, study, volume
+
+def taken(call):
+    call(*small)  # loads what is loaded at the first call
+    before = resident("VmRSS")
+    call(*large)
+    return resident("VmHWM") - before
+
+def resident(which):
+    return 1024 * int(re.search(which + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def scan(side, spacing_mm):
+    data = np.random.default_rng(0).integers(0, 900, (side, side, side)).astype(np.int16)
+    return volume.Volume(data, np.eye(4)), config.DataConfig(patch=config.PatchConfig(spacing_mm=(spacing_mm,) * 3))
+
+def finish(image, data):
+    working = prepared[image.shape[0]]
+    found = np.zeros(working.shape, np.float16)
+    found[4:-4, 4:9, 4:9] = 0.9
+    path = Path(sys.argv[2]) / f"{image.shape[0]}.nii.gz"
+    steps = config.Step("opening", 1.0), config.Step("largest", 2), config.Step("fill_holes", 1e5)
+    scan = scans.Prepared(image_io.Image(image, path), working)
+    job, recipe = scans.Job("a", path, path, None), config.RecipeConfig(0.5, steps)
+    scans.finish(job, scan, found, recipe, sides=False, start=0.0)
+
+stage, spacing_mm = sys.argv[1], float(sys.argv[3])
+small, large = scan(20, spacing_mm), scan(220, spacing_mm)
+prepared = {s[0].shape[0]: study.prepare(*s) for s in (small, large)} if stage == "finish" else {}
+call = {"prepare": study.prepare, "correct": lambda image, data: intensity.correct_bias(image), "finish": finish}[stage]
+print(taken(call) / 220**3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells a process's own peak")
+@pytest.mark.parametrize(
+    ("stage", "spacing_mm", "limit"),
+    [
+        ("prepare", 1.3, scans.PREPARING_BYTES),
+        ("prepare", 0.8, scans.PREPARING_BYTES * 0.8**-3),
+        ("prepare", 1.0, scans.FINISHING_BYTES),
+        ("correct", 1.0, scans.CORRECTING_BYTES),
+        ("finish", 1.0, scans.FINISHING_BYTES),
+        ("finish", 1.3, scans.FINISHING_BYTES),
+    ],
+)
+def test_a_stage_takes_no_more_than_is_counted(tmp_path, stage, spacing_mm, limit):
+    words = [sys.executable, "-c", STAGES, stage, str(tmp_path), str(spacing_mm)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) <= limit + SLACK
