@@ -50,11 +50,12 @@ class MiningConfig:
         require(self.margin_mm >= 0, self, "margin_mm", "a distance of at least 0 mm")
         require(1 <= self.copies <= self.per_case, self, "copies", "at least 1, and an example of each")
 
-    def wanted(self, count: int) -> dict[str, int]:
-        """Return how many of each kind of error are asked for among `count` examples."""
-        positive = round(count * self.share_false_positive)
-        both = min(count, round(count * (self.share_false_positive + self.share_false_negative)))
-        return dict(zip(ERRORS, (positive, both - positive, count - both), strict=True))
+    @property
+    def wanted(self) -> dict[str, int]:
+        """How many of each kind of error are asked of a case."""
+        positive = round(self.per_case * self.share_false_positive)
+        both = min(self.per_case, round(self.per_case * (self.share_false_positive + self.share_false_negative)))
+        return dict(zip(ERRORS, (positive, both - positive, self.per_case - both), strict=True))
 
 
 def groups(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +110,7 @@ class Miner:
 
 
 def _of_copy(
-    miner: Miner, copy: write_records.Copy, affine: np.ndarray, count: int
+    miner: Miner, copy: write_records.Copy, affine: np.ndarray, wanted: Mapping[str, int]
 ) -> tuple[sampling.Draw, np.ndarray]:
     """Evaluate one volume and draw from its errors; return the draw, and each voxel's kind of error."""
     from femur_tf import bundle as bundles
@@ -121,7 +121,7 @@ def _of_copy(
     cutoff, margin_mm = miner.bundle.recipe.cutoff, miner.mining.margin_mm
     group = groups(map_.data, copy.mask, cutoff, spacing_mm=spacing_mm, margin_mm=margin_mm)
     rng = write_records.case_rng(miner.plan.data.sampling.seed, f"{copy.name} mined {miner.name}")
-    flat = sampling.draw_groups(group, miner.mining.wanted(count), rng)
+    flat = sampling.draw_groups(group, wanted, rng)
     kind = sampling.kinds(copy.mask, spacing_mm=spacing_mm, config=miner.plan.data.sampling)
     return sampling.draw_of(flat, kind), group
 
@@ -131,12 +131,12 @@ def _summed(parts: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(part[name] for part in parts) for name in ERRORS}
 
 
-def _volumes(miner: Miner, loaded: study.LoadedCase) -> Iterator[tuple[int, write_records.Copy]]:
-    """Yield the volumes of a case that are evaluated, each after the number of examples that it is to give."""
+def _volumes(miner: Miner, loaded: study.LoadedCase) -> Iterator[tuple[dict[str, int], write_records.Copy]]:
+    """Yield the volumes of a case that are evaluated, each after the examples that it is to give of each error."""
     number = min(miner.mining.copies, miner.plan.volumes(loaded.case))
-    counts = [len(part) for part in np.array_split(np.arange(miner.mining.per_case), number)]
-    # The counts come first: `zip` would make one copy more before it found them at their end.
-    yield from zip(counts, write_records.copies(miner.plan, loaded), strict=False)
+    shares = sampling.shared_out(miner.mining.wanted, number)
+    # The shares come first: `zip` would make one copy more before it found them at their end.
+    yield from zip(shares, write_records.copies(miner.plan, loaded), strict=False)
 
 
 def mine_case(miner: Miner, case: study.Case) -> Found:
@@ -152,8 +152,8 @@ def mine_case(miner: Miner, case: study.Case) -> Found:
     loaded = study.load_case(miner.plan, case)
     examples: list[bytes] = []
     kinds, found, drawn = [], [], []
-    for count, copy in _volumes(miner, loaded):
-        draw, group = _of_copy(miner, copy, loaded.working.affine, count)
+    for wanted, copy in _volumes(miner, loaded):
+        draw, group = _of_copy(miner, copy, loaded.working.affine, wanted)
         cutter = Cutter.of(copy.grid, miner.plan.data.patch) if miner.mode == "patches" else None
         examples += write_records.encode_all(draw, cutter, copy.name)
         kinds.append(draw.kind)

@@ -14,7 +14,6 @@ from data_prep.suspicions import Suspicion, suspicions
 from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError, typed
 from femur_tf.patch_config import Triple
-from femur_tf.records import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +225,7 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecas
     command.say(f"Cases: {len(facts)} ({parts}); {resampled} will be resampled.")
     command.say(f"Working spacing: {cohort.millimetres(patch.spacing_mm)}.")
     command.say(f"Patches: {patch.size}x{patch.size}, {patch.channels} channels; a sample every {steps} voxels.")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in zip(KINDS, wanted, strict=True))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in wanted.items())
     command.say(
         f"Examples: {expected.examples:,}; {plan.data.sampling.per_case:,} a case ({kinds}), none of test cases."
     )

@@ -9,6 +9,7 @@ stated shares and not as they come. Nothing is drawn twice.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,11 +37,29 @@ class Draw:
     """(N,) uint8, position in `KINDS`."""
 
 
-def asked(config: SamplingConfig) -> tuple[int, int, int]:
-    """Return how many examples of each kind are asked of a case; they add up to `per_case`."""
+def asked(config: SamplingConfig) -> dict[str, int]:
+    """Return how many examples of each of `KINDS`, in that order, are asked of a case; they add up to `per_case`."""
     bone = round(config.per_case * config.share_bone)
     background_near = round(config.per_case * (config.share_bone + config.share_near)) - bone
-    return bone, background_near, config.per_case - bone - background_near
+    return dict(zip(KINDS, (bone, background_near, config.per_case - bone - background_near), strict=True))
+
+
+def shared_out(wanted: Mapping[str, int], volumes: int) -> list[dict[str, int]]:
+    """Share out how many voxels are wanted of each group over several volumes, as evenly as whole numbers allow.
+
+    Args:
+      wanted: how many of each group, in all.
+      volumes: at least 1.
+
+    Returns:
+      For each volume how many of each group; they add up to `wanted`.
+
+    Example:
+      >>> shared_out({"bone": 3, "far": 2}, 2)
+      [{'bone': 1, 'far': 1}, {'bone': 2, 'far': 1}]
+    """
+    ends = [{name: count * n // volumes for name, count in wanted.items()} for n in range(volumes + 1)]
+    return [{name: stop[name] - start[name] for name in wanted} for start, stop in itertools.pairwise(ends)]
 
 
 def kinds(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig) -> np.ndarray:
@@ -67,15 +86,23 @@ def kinds(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig) -> np
     return result
 
 
-def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig, rng: np.random.Generator) -> Draw:
-    """Draw the examples of a case by the shares of `config`, without replacement, in random order.
+def draw_centres(
+    mask: np.ndarray,
+    wanted: Mapping[str, int],
+    *,
+    spacing_mm: Triple,
+    config: SamplingConfig,
+    rng: np.random.Generator,
+) -> Draw:
+    """Draw examples of a volume, without replacement, in random order.
 
     A kind that has fewer voxels than asked gives all of them, and no other kind makes up for it.
 
     Args:
       mask: (X, Y, Z) bool, the femur on the working grid.
+      wanted: how many of each of `KINDS`, in that order.
       spacing_mm: voxel spacing along x, y, z.
-      config: how many, which shares, what near means. Its seed is not used: `rng` is the chance.
+      config: what near means.
       rng: the source of chance.
 
     Raises:
@@ -84,7 +111,7 @@ def draw_centres(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig
     if mask.ndim != 3 or mask.dtype != np.bool_:
         raise ValueError(f"expected a bool mask (X, Y, Z). Received: dtype={mask.dtype}, shape={mask.shape}")
     kind = kinds(mask, spacing_mm=spacing_mm, config=config)
-    return draw_of(draw_groups(kind, dict(zip(KINDS, asked(config), strict=True)), rng), kind)
+    return draw_of(draw_groups(kind, wanted, rng), kind)
 
 
 def draw_groups(group: np.ndarray, wanted: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_prep.cohort import Facts, median_spacing, millimetres, resampled, working_shape
-from data_prep.sampling import BONE, asked
+from data_prep.sampling import asked
 from femur_tf.config import DataConfig, PatchConfig
 from femur_tf.patch_config import Triple
 
@@ -122,7 +122,7 @@ def _of_volume(case: Facts, *, femur_mm3: float) -> list[Suspicion]:
 
 def _of_sampling(case: Facts, data: DataConfig, volumes: int) -> list[Suspicion]:
     """Judge whether the femur has as many voxels on its working grids as bone examples are asked."""
-    voxels, wanted = case.femur_mm3 / float(np.prod(data.patch.spacing_mm)) * volumes, asked(data.sampling)[BONE]
+    voxels, wanted = case.femur_mm3 / float(np.prod(data.patch.spacing_mm)) * volumes, asked(data.sampling)["bone"]
     if voxels >= wanted or not volumes:
         return []
     return [

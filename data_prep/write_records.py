@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -84,11 +84,12 @@ def copies(plan: study.Plan, loaded: study.LoadedCase) -> Iterator[Copy]:
         yield Copy(f"{name}~{number}", varied, moved, own)
 
 
-def draw_copy(plan: study.Plan, copy: Copy, count: int, mode: records.Mode) -> tuple[list[bytes], np.ndarray]:
-    """Draw `count` examples of one volume; return them serialized, with the kind of each."""
-    settings = dataclasses.replace(plan.data.sampling, per_case=count)
-    spacing_mm = plan.data.patch.spacing_mm
-    draw = sampling.draw_centres(copy.mask, spacing_mm=spacing_mm, config=settings, rng=copy.rng)
+def draw_copy(
+    plan: study.Plan, copy: Copy, wanted: Mapping[str, int], mode: records.Mode
+) -> tuple[list[bytes], np.ndarray]:
+    """Draw so many examples of each kind from one volume; return them serialized, with the kind of each."""
+    spacing_mm, settings = plan.data.patch.spacing_mm, plan.data.sampling
+    draw = sampling.draw_centres(copy.mask, wanted, spacing_mm=spacing_mm, config=settings, rng=copy.rng)
     cutter = Cutter.of(copy.grid, plan.data.patch) if mode == "patches" else None
     return encode_all(draw, cutter, copy.name), draw.kind
 
@@ -129,15 +130,15 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
     """
     quiet.start_tensorflow()
     folder = study.records_path(work)
-    counts = [len(part) for part in np.array_split(np.arange(plan.data.sampling.per_case), plan.volumes(case))]
+    shares = sampling.shared_out(sampling.asked(plan.data.sampling), plan.volumes(case))
     loaded = study.load_case(plan, case)
     if mode == "index":
-        what = f"{len(counts)} grids of {case.name}"
-        require_disk(folder.parent, len(counts) * loaded.working.data.size, what, "plan fewer of them (--copies)")
+        what = f"{len(shares)} grids of {case.name}"
+        require_disk(folder.parent, len(shares) * loaded.working.data.size, what, "plan fewer of them (--copies)")
     examples: list[bytes] = []
     kinds, grids = [], []
-    for copy, count in zip(copies(plan, loaded), counts, strict=True):
-        drawn, kind = draw_copy(plan, copy, count, mode)
+    for copy, wanted in zip(copies(plan, loaded), shares, strict=True):
+        drawn, kind = draw_copy(plan, copy, wanted, mode)
         examples += drawn
         kinds.append(kind)
         grids += [write_grid(folder, copy)] if mode == "index" else []

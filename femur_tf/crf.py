@@ -178,7 +178,8 @@ def refine(probability: np.ndarray, grid: np.ndarray, settings: CrfConfig, *, sp
         return result
     reach = [max(abs(n.shift[axis]) for n in neighbours) for axis in range(3)]
     margin, neutral = [(r, r) for r in reach], _log_odds(settings.neutral)
-    opinions = np.pad(np.tanh((_log_odds(result) - neutral) / 2), margin)
+    # In C order, so that `ravel` gives a view to write to.
+    opinions = np.ascontiguousarray(np.pad(np.tanh((_log_odds(result) - neutral) / 2), margin))
     _, y, z = opinions.shape
     placed = [((n.shift[0] * y + n.shift[1]) * z + n.shift[2], n) for n in neighbours]
     places = np.flatnonzero(np.pad(doubtful, margin)).astype(np.int32)  # (N,)

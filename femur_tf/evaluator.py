@@ -151,10 +151,10 @@ class Evaluator:
         images = self.planes[tower][n0 : n1 : every[across], a0 : a1 + less, b0 : b1 + less]
         return images, (every[rows] > 1, every[columns] > 1)
 
-    def _batches(self, images: np.ndarray) -> list[slice]:
-        """Return which images are evaluated together."""
-        count = self.plan.images(images[0].size)
-        return [slice(start, min(start + count, len(images))) for start in range(0, len(images), count)]
+    def _batches(self, planes: int, pixels: int) -> list[slice]:
+        """Return which of so many planes of so many samples are evaluated together."""
+        count = self.plan.images(pixels)
+        return [slice(start, min(start + count, planes)) for start in range(0, planes, count)]
 
     def add_sums(self, total: np.ndarray, tower: int, box: Box, every: Sequence[int] = EVERY) -> None:
         """Add one tower's share of the first Dense layer.
@@ -167,7 +167,7 @@ class Evaluator:
         """
         images, strided = self._images(tower, box, every)
         view = total.transpose(*PLANE_AXES[self.network.rule.towers[tower].plane], 3)  # (n, a, b, units)
-        parts = self._batches(images)
+        parts = self._batches(len(images), images[0].size)
         found = _ahead([functools.partial(self.network.tower, images[part], tower, strided) for part in parts])
         for part, sums in zip(parts, found, strict=True):
             view[part] += sums
@@ -239,7 +239,9 @@ class Evaluator:
             shares = [sums.share(axes, planes) for sums in others]
             return network.probability(images[part], tower, shares, strided)
 
-        batches = self._batches(images)
+        # Without a tower at every voxel there are no images, but as many sums.
+        pixels = images[0].size if tower is not None else len(index[axes[1]]) * len(index[axes[2]])
+        batches = self._batches(len(images), pixels)
         for part, found in zip(batches, _ahead([functools.partial(evaluate, part) for part in batches]), strict=True):
             where = [(0, len(i)) for i in index]
             where[axes[0]] = (part.start, part.stop)

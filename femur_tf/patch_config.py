@@ -28,6 +28,10 @@ class Tower(NamedTuple):
     """Its number among `PLANES`."""
 
 
+MAX_CELL = 2**31 // 256
+"""Voxels of a cell, at most, so that their sum is an int32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
     """The patch rule: which voxels of the working grid a patch at a centre reads.
@@ -54,6 +58,8 @@ class PatchConfig:
         require(all(0 < s < 100 for s in self.spacing_mm), self, "spacing_mm", "three lengths in (0, 100) mm")
         require(len(self.scales_mm) >= 1, self, "scales_mm", "one scale or more")
         require(all(0 <= s <= 200 for s in self.scales_mm), self, "scales_mm", "distances in [0, 200] mm")
+        largest = max(math.prod(steps) for steps in self.steps)
+        require(largest <= MAX_CELL, self, "scales_mm", f"cells of at most {MAX_CELL:,} voxels, whose sum 32 bits hold")
         known = set(self.planes) <= {"all", "finest", *PLANES}
         one_each = len(self.planes) in (0, len(self.scales_mm))
         require(known and one_each, self, "planes", "all, finest or a plane's name for each scale, or nothing")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -75,20 +76,28 @@ def count_voxels(samples: Sequence[Sample], counts: metrics.VoxelCounts | None =
 
 
 def first_cutoff(counts: metrics.VoxelCounts, method: Method, specificity: float) -> float:
-    """Return the cut-off that the ROC gives."""
+    """Return the cut-off that the ROC gives.
+
+    Voxels are counted by their probability in float16. The cut-off lies half a step below the one that was found there,
+    so that it parts probabilities in float32, which a resampled map has, as they were counted.
+    """
     if method == "youden":
-        return metrics.youden(counts)
-    if method == "specificity":
-        return metrics.at_specificity(counts, specificity)
-    return metrics.best_dice(counts)
+        found = metrics.youden(counts)
+    elif method == "specificity":
+        found = metrics.at_specificity(counts, specificity)
+    else:
+        found = metrics.best_dice(counts)
+    below = np.nextafter(np.float16(found), np.float16(0))
+    return (found + float(below)) / 2
 
 
 def mean_dice(samples: Sequence[Sample], recipe: RecipeConfig) -> float:
-    """Return the mean Dice of a recipe."""
+    """Return the mean Dice of a recipe over the cases where it is defined, not where mask and reference are empty."""
     scores = [
         metrics.dice(postprocess.apply(s.probability, recipe, spacing_mm=s.spacing_mm), s.reference) for s in samples
     ]
-    return float(np.mean(scores))
+    defined = [score for score in scores if not math.isnan(score)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def prior(samples: Sequence[Sample]) -> RecipeConfig:

@@ -29,6 +29,8 @@ SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
 GRID_TOLERANCE_MM = 1e-3
 """Grids of one shape are the same where no corner voxel is further apart than this."""
+BEYOND = 1e-6
+"""A voxel this far beyond the border, in voxels, lies on it: the rest is rounding."""
 MAX_VOXELS = 2**29
 """The largest working grid that is made (bound included): four volumes of 512 voxels a side, whose grey values take
 16 GB to make (30 bytes a voxel). Hip scans have some million; a spacing that is off a thousandfold asks for more."""
@@ -245,6 +247,13 @@ def _interpolate(data: np.ndarray, to_source: np.ndarray, shape: Sequence[int] |
     Returns:
       float32, C order.
     """
+    ends = np.array(list(itertools.product(*[(0, n - 1) for n in shape], (1,)))) @ to_source[:3].T  # (8, 3)
+    # Beyond the border the library would take the nearest voxel along all axes, not only along the one that is left.
+    before, after = np.maximum(0, -ends.min(axis=0)), np.maximum(0, ends.max(axis=0) + 1 - data.shape)
+    margin = np.ceil(np.stack([before, after], axis=1) - BEYOND).astype(int)  # (3, 2)
+    if margin.any():
+        data, to_source = np.pad(data, margin, mode="edge"), to_source.copy()
+        to_source[:3, 3] += margin[:, 0]
     resample = sitk.ResampleImageFilter()
     resample.SetSize([int(n) for n in shape])
     resample.SetTransform(sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist()))

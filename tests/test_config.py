@@ -102,7 +102,7 @@ def test_towers_are_the_chosen_planes_scale_by_scale(planes, spacing_mm, towers)
     assert patch.channels == len(towers)
 
 
-@hypothesis.given(spacing_mm=st.floats(0.01, 99), scale_mm=st.floats(0, 200))
+@hypothesis.given(spacing_mm=st.floats(1.0, 99), scale_mm=st.floats(0, 200))
 def test_a_step_is_within_half_a_voxel_of_its_scale_or_one(spacing_mm, scale_mm):
     ((step, _, _),) = config.PatchConfig(spacing_mm=(spacing_mm, 1, 1), scales_mm=(scale_mm,)).steps
     assert step >= 1
@@ -127,7 +127,7 @@ def test_presets_come_back_from_json(preset):
 PATCHES = st.builds(
     config.PatchConfig,
     size=st.integers(2, 64),
-    spacing_mm=st.tuples(*[st.floats(0.01, 99)] * 3),
+    spacing_mm=st.tuples(*[st.floats(1.0, 99)] * 3),
     scales_mm=st.tuples(st.floats(0, 200), st.floats(0, 200)),
     planes=st.sampled_from([(), ("finest", "all"), ("coronal", "axial")]),
 )
@@ -180,6 +180,7 @@ def test_minutes_come_back_from_json():
         (config.PatchConfig, {"spacing_mm": (1.0, 100.0, 1.0)}, r"in \(0, 100\) mm"),
         (config.PatchConfig, {"scales_mm": ()}, "one scale or more"),
         (config.PatchConfig, {"scales_mm": (-1.0,)}, r"in \[0, 200\] mm"),
+        (config.PatchConfig, {"spacing_mm": (0.5, 0.5, 0.5), "scales_mm": (130.0,)}, "cells of at most"),
         (config.PatchConfig, {"planes": ("oblique",)}, "all, finest or a plane's name"),
         (config.PatchConfig, {"planes": ("all", "all")}, "for each scale, or nothing"),
         (config.PatchConfig, {"padding": "zero"}, "'edge'"),

@@ -169,6 +169,12 @@ def test_equal_to_loops_over_pairs(seed, weights, widths, radius_mm, neutral, do
 
 
 @pytest.mark.slow
+def test_the_order_of_a_map_in_memory_changes_nothing(rng):
+    probability, grid = rng.uniform(0.3, 0.7, (5, 4, 6)).astype(np.float32), rng.integers(0, 255, (5, 4, 6), np.uint8)
+    found = refine(np.asfortranarray(probability), grid, CrfConfig(), spacing_mm=(1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(found, refine(probability, grid, CrfConfig(), spacing_mm=(1.0, 1.0, 1.0)))
+
+
 def test_what_is_nearly_certain_keeps_its_probability(rng):
     probability = rng.random((10, 6, 10), np.float32)
     found = refine(probability, np.zeros(probability.shape, np.uint8), CrfConfig(doubt=0.2), spacing_mm=SPACING_MM)

@@ -156,6 +156,16 @@ def test_cells_of_a_network_of_one_coarse_scale_share_a_probability():
     np.testing.assert_allclose(found, expected, rtol=0, atol=SIGMOID_TOLERANCE)
 
 
+def test_a_network_without_a_tower_at_every_voxel_takes_as_many_planes_at_a_time_as_its_sums_allow():
+    rule = PatchConfig(size=12, scales_mm=(3.0,))
+    network, grid = dense.convert(spread(rule), rule), volume((9, 8, 7))
+    plan = blocks_of(network, batch_bytes=2 * 8 * 9 * 4 * network.units)
+    parts = [box for box, _ in Evaluator(network, grid, plan).parts(whole(grid.shape))]
+    most = max(np.prod([stop - start for start, stop in box]) for box in parts)
+    assert most * plan.map_bytes <= plan.batch_bytes
+    assert len(parts) > 1
+
+
 def test_a_volume_that_is_no_uint8_is_refused():
     with pytest.raises(ValueError, match="Expected a uint8 volume"):
         evaluator.by_patches(spread(), volume().astype(float), RULE, voxels())

@@ -36,15 +36,15 @@ def test_errors_by_hand(probability, mask, margin_mm, expected):
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "expected"),
+    ("settings", "expected"),
     [
-        (MiningConfig(), 10, (4, 3, 3)),
-        (MiningConfig(share_false_positive=1.0, share_false_negative=0.0), 7, (7, 0, 0)),
-        (MiningConfig(share_false_positive=0.5, share_false_negative=0.5), 5, (2, 3, 0)),
+        (MiningConfig(per_case=10), (4, 3, 3)),
+        (MiningConfig(per_case=7, share_false_positive=1.0, share_false_negative=0.0), (7, 0, 0)),
+        (MiningConfig(per_case=5, share_false_positive=0.5, share_false_negative=0.5), (2, 3, 0)),
     ],
 )
-def test_shares_by_hand(settings, count, expected):
-    assert settings.wanted(count) == dict(zip(ERRORS, expected, strict=True))
+def test_shares_by_hand(settings, expected):
+    assert settings.wanted == dict(zip(ERRORS, expected, strict=True))
 
 
 def test_counts_by_hand():
@@ -52,10 +52,10 @@ def test_counts_by_hand():
     assert hard_examples.counted(group) == {"false_positive": 2, "false_negative": 0, "doubtful": 1}
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000))
 def test_what_is_asked_for_adds_up(positive, share, count):
-    settings = MiningConfig(share_false_positive=positive, share_false_negative=share * (1 - positive))
-    wanted = settings.wanted(count)
+    shares = {"share_false_positive": positive, "share_false_negative": share * (1 - positive)}
+    wanted = MiningConfig(per_case=count, **shares).wanted
     assert sum(wanted.values()) == count
     assert min(wanted.values()) >= 0
 

@@ -64,7 +64,7 @@ def test_examples_are_errors_of_training_cases(written, mined):
 
 def test_what_was_asked_is_drawn_where_there_is_enough(mined):
     for case in TRAIN:
-        for error, count in MINING.wanted(MINING.per_case).items():
+        for error, count in MINING.wanted.items():
             assert mined.drawn[case][error] == min(count, mined.found[case][error])
         assert mined.drawn[case]["false_positive"] + mined.drawn[case]["false_negative"] > 0
 

@@ -114,7 +114,24 @@ def test_the_dice_reported_is_that_of_the_recipe(rng):
 )
 def test_the_first_cutoff_is_that_of_the_roc(rng, method, oracle):
     counts = count_voxels([sample(rng, high=0.52, low=0.48)])
-    assert first_cutoff(counts, method, 0.9) == oracle(counts)
+    found = oracle(counts)
+    assert float(np.nextafter(np.float16(found), np.float16(0))) < first_cutoff(counts, method, 0.9) < found
+
+
+@pytest.mark.parametrize("method", ["dice", "youden", "specificity"])
+@pytest.mark.parametrize("high", [0.97884, 0.9999])
+def test_a_cutoff_parts_values_between_two_of_float16_as_they_were_counted(method, high):
+    """0.97884 is nearest to the float16 0.979004, which is above it; 0.9999 to 1."""
+    reference = np.zeros((6, 6, 6), bool)
+    reference[1:5, 1:5, 1:5] = True
+    one = Sample(np.where(reference, np.float32(high), np.float32(0.1)), reference, SPACING_MM)
+    assert choose([one], method=method, specificity=0.99).raw_dice == 1.0
+
+
+def test_a_case_without_bone_in_mask_and_reference_does_not_end_the_choice(rng):
+    empty = Sample(np.full((24, 20, 20), 0.01, np.float32), np.zeros((24, 20, 20), bool), SPACING_MM)
+    assert choose([sample(rng, clutter=0.95), empty]).dice > 0.95
+    assert np.isnan(mean_dice([empty], RecipeConfig(0.5, ())))
 
 
 @pytest.mark.parametrize("method", ["youden", "specificity"])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from data_prep.sampling import BONE, FAR, NEAR, asked, draw_centres, kinds
+from data_prep.sampling import BONE, FAR, NEAR, asked, draw_centres, kinds, shared_out
 from femur_tf.config import SamplingConfig
 from femur_tf.records import KINDS
 
@@ -80,12 +80,22 @@ def test_near_reaches_as_far_as_the_femur_is_large(scale: float) -> None:
 def test_counts_follow_the_shares_and_add_up(
     per_case: int, bone: float, near: float, expected: tuple[int, int, int]
 ) -> None:
-    assert asked(SamplingConfig(per_case=per_case, share_bone=bone, share_near=near)) == expected
+    assert tuple(asked(SamplingConfig(per_case=per_case, share_bone=bone, share_near=near)).values()) == expected
+
+
+@given(wanted=st.dictionaries(st.sampled_from(KINDS), st.integers(0, 10_000), min_size=1), volumes=st.integers(1, 200))
+def test_what_is_shared_out_adds_up_and_is_even(wanted: dict[str, int], volumes: int) -> None:
+    shares = shared_out(wanted, volumes)
+    assert len(shares) == volumes
+    for name, count in wanted.items():
+        counts = [share[name] for share in shares]
+        assert sum(counts) == count
+        assert max(counts) - min(counts) <= 1
 
 
 def test_a_draw_has_the_asked_counts() -> None:
     config = SamplingConfig(per_case=200, near_mm=3.0)
-    draw = draw_centres(_ball(), spacing_mm=(1.0, 1.0, 1.0), config=config, rng=np.random.default_rng(1))
+    draw = draw_centres(_ball(), asked(config), spacing_mm=(1.0, 1.0, 1.0), config=config, rng=np.random.default_rng(1))
     assert np.bincount(draw.kind, minlength=3).tolist() == [70, 70, 60]
     assert (draw.centres.dtype, draw.label.dtype, draw.kind.dtype) == (np.int64, np.int64, np.uint8)
 
@@ -94,19 +104,25 @@ def test_a_draw_has_the_asked_counts() -> None:
 @given(seed=st.integers(0, 2**32 - 1), per_case=st.integers(1, 4000))
 def test_no_voxel_is_drawn_twice_and_each_has_its_own_label_and_kind(seed: int, per_case: int) -> None:
     mask, config = _ball(), SamplingConfig(per_case=per_case, near_mm=3.0)
-    draw = draw_centres(mask, spacing_mm=(1.0, 1.5, 2.0), config=config, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    draw = draw_centres(mask, asked(config), spacing_mm=(1.0, 1.5, 2.0), config=config, rng=rng)
     places = tuple(draw.centres.T)
     assert len(np.unique(draw.centres, axis=0)) == len(draw.centres)
     assert np.array_equal(draw.label, mask[places].astype(np.int64))
     assert np.array_equal(draw.kind, kinds(mask, spacing_mm=(1.0, 1.5, 2.0), config=config)[places])
     there = np.bincount(kinds(mask, spacing_mm=(1.0, 1.5, 2.0), config=config).ravel(), minlength=len(KINDS))
-    assert np.bincount(draw.kind, minlength=len(KINDS)).tolist() == np.minimum(asked(config), there).tolist()
+    assert (
+        np.bincount(draw.kind, minlength=len(KINDS)).tolist()
+        == np.minimum(list(asked(config).values()), there).tolist()
+    )
 
 
 def test_the_same_seed_gives_the_same_draw_and_another_seed_another() -> None:
     def centres(seed: int) -> np.ndarray:
         config = SamplingConfig(per_case=100)
-        return draw_centres(_ball(), spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(seed)).centres
+        return draw_centres(
+            _ball(), asked(config), spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(seed)
+        ).centres
 
     assert np.array_equal(centres(5), centres(5))
     assert not np.array_equal(centres(5), centres(6))
@@ -114,7 +130,7 @@ def test_the_same_seed_gives_the_same_draw_and_another_seed_another() -> None:
 
 def test_kinds_are_mixed_along_the_draw() -> None:
     config = SamplingConfig(per_case=200, near_mm=3.0)
-    draw = draw_centres(_ball(), spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(1))
+    draw = draw_centres(_ball(), asked(config), spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(1))
     assert set(draw.kind[:40].tolist()) == {BONE, NEAR, FAR}
 
 
@@ -123,7 +139,7 @@ def test_each_voxel_of_a_kind_is_equally_likely() -> None:
     config = SamplingConfig(per_case=5, share_bone=0.99, share_near=0.0)
     rng, seen = np.random.default_rng(3), np.zeros(10)
     for _ in range(400):
-        seen[draw_centres(mask, spacing_mm=(1.0,) * 3, config=config, rng=rng).centres[:, 0]] += 1
+        seen[draw_centres(mask, asked(config), spacing_mm=(1.0,) * 3, config=config, rng=rng).centres[:, 0]] += 1
     assert seen.min() > 150 and seen.max() < 250  # 200 expected, standard deviation 10
 
 
@@ -138,7 +154,7 @@ def test_near_equals_the_distance_to_the_closest_bone_voxel_of_all() -> None:
 @pytest.mark.parametrize("mask", [np.zeros((2, 2), bool), np.zeros((2, 2, 2), np.uint8)])
 def test_another_dtype_or_shape_is_refused(mask: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected a bool mask"):
-        draw_centres(mask, spacing_mm=(1.0,) * 3, config=SamplingConfig(), rng=np.random.default_rng(0))
+        draw_centres(mask, {}, spacing_mm=(1.0,) * 3, config=SamplingConfig(), rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -152,5 +168,5 @@ def test_another_dtype_or_shape_is_refused(mask: np.ndarray) -> None:
 )
 def test_a_kind_with_too_few_voxels_gives_all_it_has(mask: np.ndarray, counts: list[int]) -> None:
     config = SamplingConfig(per_case=10, share_bone=0.4, share_near=0.3)
-    draw = draw_centres(mask, spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(0))
+    draw = draw_centres(mask, asked(config), spacing_mm=(1.0,) * 3, config=config, rng=np.random.default_rng(0))
     assert np.bincount(draw.kind, minlength=len(KINDS)).tolist() == counts

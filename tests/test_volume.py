@@ -224,6 +224,14 @@ def test_resampling_equals_scipy(rng):
     np.testing.assert_allclose(working.data, expected, atol=INTERPOLATION_TOLERANCE)
 
 
+def test_only_the_axis_that_is_left_takes_its_nearest_value(rng):
+    like = Volume(np.zeros((8, 64, 8)), np.diag([0.5, 1.0, 0.5, 1.0]))
+    working = to_working(like, (0.9, 5.2, 0.9))  # 12 slices cover 62.4 of the 64 mm
+    data = np.repeat(rng.uniform(size=(working.shape[0], 1, working.shape[2])), working.shape[1], axis=1)
+    found = from_working(Volume(data.astype(np.float32), working.affine), like)
+    np.testing.assert_allclose(found, np.repeat(found[:, 32:33], 64, axis=1), atol=INTERPOLATION_TOLERANCE)
+
+
 def test_return_equals_scipy_on_an_oblique_grid(rng):
     like = Volume(np.zeros((6, 7, 8)), _affine("PIL", (1.0, 1.5, 4.0), (20.0, -10.0, 15.0)))
     working = to_working(like, (1.2, 1.2, 1.2))
