@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from femur_tf import command, config, files, quiet, served, study
-from femur_tf.errors import typed
+from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -134,12 +134,24 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     return version
 
 
+def _read_card(path: Path) -> str:
+    """Return the text of a model card.
+
+    Raises:
+      DataError: it is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected text in UTF-8. Received: {error}. Save it as UTF-8.") from error
+
+
 def main(arguments: ExportArguments) -> None:
     """Export, and say how to use it."""
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
-    card = arguments.card.read_text(encoding="utf-8") if arguments.card else None
+    card = _read_card(arguments.card) if arguments.card else None
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     version = export(bundle, arguments.to, card=card)
     written = {path: path.stat().st_size for path in sorted(version.rglob("*")) if path.is_file()}

@@ -96,6 +96,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def child(folder: Path, name: str) -> Path:
+    """Return the path of something in a folder that a user has named.
+
+    Raises:
+      DataError: the name would lead elsewhere.
+    """
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise DataError(f"{folder}: expected the name of a folder in it. Received: {name!r}. Leave out slashes.")
+    return folder / name
+
+
 def nearest_folder(path: Path) -> Path:
     """Return what is there already of the folders above `path`, the lowest of them."""
     return next(folder for folder in path.absolute().parents if folder.exists())

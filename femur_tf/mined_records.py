@@ -12,13 +12,17 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from femur_tf import records
+from femur_tf import files, records
 from femur_tf.errors import DataError, typed
 
 
 def folder(records_folder: Path, name: str) -> Path:
-    """Return the folder of the mined set `name` of the records in `records_folder`."""
-    return records_folder / records.MINED / name
+    """Return the folder of the mined set `name` of the records in `records_folder`.
+
+    Raises:
+      DataError: the name would lead elsewhere.
+    """
+    return files.child(records_folder / records.MINED, name)
 
 
 def read_manifest(records_folder: Path, mined: Sequence[str] = ()) -> records.Manifest:

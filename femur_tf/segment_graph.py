@@ -151,7 +151,8 @@ def segment_function(network: DenseNetwork) -> Callable[[tf.Tensor], dict[str, t
     def segment(volume: tf.Tensor) -> dict[str, tf.Tensor]:
         """Evaluate one volume in blocks of planes."""
         one = tf.debugging.assert_equal(tf.shape(volume)[0], 1, "Expected one volume, (1, X, Y, Z).")
-        with tf.control_dependencies([one]):
+        some = tf.debugging.assert_positive(tf.shape(volume)[1:], "Expected a volume with voxels, (1, X, Y, Z).")
+        with tf.control_dependencies([one, some]):
             grid = volume[0]
         lattices = [_lattice(grid, steps) for steps in network.rule.steps]
         coarse = _coarse(network, lattices)

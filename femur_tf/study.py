@@ -84,8 +84,12 @@ def records_path(work: Path) -> Path:
 
 
 def run_path(work: Path, name: str) -> Path:
-    """Return the folder of the run `name` of the study in `work`."""
-    return work / "runs" / name
+    """Return the folder of a run.
+
+    Raises:
+      DataError: the name would lead elsewhere.
+    """
+    return files.child(work / "runs", name)
 
 
 def tuning_path(work: Path) -> Path:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 MEGABYTE = 10**6
 ROOM_BYTES = 16_384
 """Of a message, for all that is not voxels."""
+LARGEST_MB = 2147
+"""gRPC counts a message's bytes in 31 bits."""
 FIRST_DEADLINE_S = 60.0
 """For the first answer of a server, if that is less: a wrong address should not be tried for long."""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -84,6 +86,8 @@ class ServerConfig:
         named = bool(colon and host) and host.isprintable() and " " not in host
         _require(named and port.isdecimal() and int(port) < 2**16, "server", "HOST:PORT", self.server)
         _require(self.max_message_mb >= 1, "max-message-mb", "at least 1 MB", self.max_message_mb)
+        held = self.rest or self.max_message_mb <= LARGEST_MB
+        _require(held, "max-message-mb", f"at most {LARGEST_MB} MB over gRPC", self.max_message_mb)
         _require(self.deadline_s > 0, "deadline-s", "a time above 0 s", self.deadline_s)
         both = self.version is not None and self.label is not None
         _require(not both, "label", "a version or a label", f"--version {self.version} --label {self.label}")

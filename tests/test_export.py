@@ -92,6 +92,12 @@ def test_each_export_is_the_next_version_and_keeps_the_others(work, tmp_path):
     assert sorted(path.name for path in (tmp_path / "femur").iterdir()) == ["7", "8"]  # nothing temporary is left
 
 
+def test_a_model_card_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "card.md").write_bytes("für".encode("latin-1"))
+    with pytest.raises(DataError, match=r"card\.md: expected text in UTF-8"):
+        export.main(export.ExportArguments(tmp_path, to=tmp_path / "femur", card=tmp_path / "card.md"))
+
+
 def test_the_model_card_has_the_validation_numbers(version):
     card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Model card: femur\n")

@@ -141,3 +141,18 @@ def test_text_is_utf8_in_any_locale(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == '{"site": "K\u00f6ln"}'.encode()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a/"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+    assert files.child(tmp_path, "a b.ü") == tmp_path / "a b.ü"
+    with pytest.raises(DataError, match="expected the name of a folder in it"):
+        files.child(tmp_path, name)
+
+
+def test_a_place_for_a_file_has_a_folder_above_it(tmp_path):
+    files.require_place(tmp_path / "new" / "folder" / "a.json")
+    (tmp_path / "file").write_text("")
+    for path, words in ((tmp_path, "a folder"), (tmp_path / "file" / "a.json", "file, a file")):
+        with pytest.raises(DataError, match=rf"expected a place for a file\. Received: .*{words}"):
+            files.require_place(path)

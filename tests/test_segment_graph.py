@@ -75,6 +75,12 @@ def test_two_volumes_at_once_are_refused(segment):
         segment(np.zeros((2, 5, 5, 5), np.uint8))
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 4, 4), (1, 4, 0, 4), (1, 4, 4, 0)])
+def test_a_volume_without_voxels_is_refused(segment, shape):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Expected a volume with voxels"):
+        segment(tf.zeros(shape, tf.uint8))
+
+
 @pytest.mark.slow
 def test_the_signature_survives_export_and_reload(tmp_path):
     bright.save_run(tmp_path / "run")

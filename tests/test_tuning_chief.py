@@ -5,11 +5,12 @@ import dataclasses
 import threading
 import time
 
+import grpc
 import pytest
 import searches
 
 from femur_tf.errors import DataError
-from tuning import chief, oracles, worker
+from tuning import chief, oracles, trials, worker
 from tuning.chief import Servicer
 from tuning.connection import Connection
 from tuning.supervise import free_port
@@ -227,7 +228,7 @@ def test_an_error_of_the_oracle_ends_the_chief(tmp_path, monkeypatch):
     oracle = make(tmp_path)
     servicer = Servicer(oracle, lambda: None, lambda: None)
     monkeypatch.setattr(oracle, "create_trial", lambda tuner_id: 1 / 0)
-    with pytest.raises(ZeroDivisionError), servicer._call(Context("a")):
+    with pytest.raises(ZeroDivisionError), servicer._call(Context("a", oracle)):
         oracle.create_trial("a")
     with pytest.raises(ZeroDivisionError):
         chief._turn(servicer, 0.0, 1.0)
@@ -236,12 +237,56 @@ def test_an_error_of_the_oracle_ends_the_chief(tmp_path, monkeypatch):
 class Context:
     """Of a call."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, oracle):
+        self.told = ((chief.TUNER, name), (chief.SEARCH, trials.identity(oracle.folder, oracle.settings)))
 
     def invocation_metadata(self):
         """Return who calls."""
-        return ((chief.TUNER, self.name),)
+        return self.told
+
+
+def test_a_worker_of_another_search_is_sent_away_and_changes_nothing(tmp_path):
+    oracle, other = make(tmp_path / "a"), make(tmp_path / "b")
+    with served(oracle) as here:
+        stranger = worker.Client(other, here.address, "stranger", WAIT_S)
+        with pytest.raises(grpc.RpcError, match="one that leads the search a, begun"):
+            stranger.create_trial("stranger")
+        assert (oracle.trials, here.servicer.silent_s, here.servicer.broken) == ({}, {}, None)
+        assert until_stopped(here.client("own"), "own") == ["0", "1", "2", "3"]
+
+
+def test_a_worker_says_whose_chief_it_met(tmp_path, monkeypatch):
+    class Away(grpc.RpcError):
+        """As of a chief that leads another search."""
+
+        def code(self):
+            return grpc.StatusCode.FAILED_PRECONDITION
+
+        def details(self):
+            return "one that leads the search a"
+
+    class Calls:
+        """In the place of the trainer."""
+
+        def __init__(self, *arguments):
+            """Take what a trainer takes."""
+
+        def search(self):
+            raise Away
+
+    monkeypatch.setattr(worker, "Trainer", Calls)
+    with pytest.raises(DataError, match=r"expected the chief of .*b\. Received: one that leads the search a\. Pass"):
+        worker.work(make(tmp_path / "b"), tmp_path, 0.0, Connection("127.0.0.1", 9, "worker-0", 0.1))
+
+
+def test_a_trial_that_a_chief_does_not_have_is_not_to_be_trained(tmp_path):
+    oracle = make(tmp_path, trials=1)
+    with served(oracle) as here:
+        client = here.client("a")
+        assert client.status("07") == "INVALID"
+        client.update_trial("07", {"val_auc": 0.5})
+        assert until_stopped(client, "a") == ["0"]
+    assert here.outcome is None
 
 
 def test_an_address_in_use_or_unknown_is_refused(tmp_path):

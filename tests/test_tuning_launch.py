@@ -50,6 +50,7 @@ def test_each_objective_has_its_direction(study, objective, direction):
         ({"minutes": 0.0}, "--minutes: expected"),
         ({"epochs": 0}, "--epochs: expected"),
         ({"epoch_examples": 0}, "--epoch-examples: expected"),
+        ({"seed": -1}, r"--seed: expected a number of at least 0\. Received: -1"),
         ({"max_cost": 5.0}, "--max-cost: expected at least"),
     ],
 )
@@ -127,6 +128,7 @@ def test_limits_say_what_is_used_up(tmp_path):
     ("statuses", "stopped", "expected", "message"),
     [
         ((COMPLETED, COMPLETED), None, 0, ""),
+        ((COMPLETED, COMPLETED), "--max-disk is 1", 0, ""),  # what was asked for is there
         ((COMPLETED, FAILED), None, 1, "Expected 2 COMPLETED trials. Received: 1; 1 set aside."),
         ((COMPLETED,), None, 1, "Received: 1; the space holds no more points."),
         (

@@ -195,6 +195,14 @@ def test_a_refusal_ends_the_search_but_not_a_trial_under_way(tmp_path):
     assert oracle.stopped == "the disk is full"
 
 
+def test_a_search_that_is_complete_needs_no_room(tmp_path):
+    oracle = make(tmp_path, trials=1)
+    end(oracle, oracle.create_trial("tuner0"), COMPLETED)
+    oracle.refusal = lambda: "the disk is full"
+    assert oracle.create_trial("tuner0").status == "STOPPED"
+    assert oracle.stopped is None
+
+
 def test_a_space_that_holds_few_points_ends_the_search(tmp_path, monkeypatch):
     oracle = make(tmp_path)
     point = SPACE.default()

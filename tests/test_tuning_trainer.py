@@ -1,6 +1,7 @@
 """Trials that train: in one process, on the tiny records."""
 
 import dataclasses
+import errno
 import math
 import time
 import zipfile
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from femur_tf import callbacks, config, files, train, training
 from femur_tf.config import RunConfig
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 from tuning import launch, oracles, scoring, search, trainer, trials
 from tuning.launch import Limits
 from tuning.search import SearchArguments
@@ -183,6 +184,28 @@ def test_a_trial_that_kills_its_process_again_and_again_is_set_aside(work, monke
     (row,) = rows(result)
     assert row.status == FAILED
     assert row.reason == "FailedTrialError: its process died 3 times before an epoch ended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), WriteError("no room")])
+def test_a_disk_that_is_full_ends_the_search_and_costs_no_trial(work, monkeypatch, error):
+    result = make(work, f"full_{type(error).__name__}", trials=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.training, "train", lambda *a, **o: (_ for _ in ()).throw(error))
+        for _ in range(trainer.STARTS + 1):
+            with pytest.raises(Halted, match=r"trial_0: .*(No space left|no room)"):
+                result.search()
+    (row,) = rows(result)
+    assert row.status == RUNNING
+
+
+@pytest.mark.slow
+def test_another_error_of_the_system_sets_a_trial_aside(work, monkeypatch):
+    result = make(work, "denied", trials=1)
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(trainer.training, "train", lambda *a, **o: (_ for _ in ()).throw(denied))
+    result.search()
+    assert [row.status for row in rows(result)] == [FAILED]
 
 
 @pytest.mark.slow

@@ -391,6 +391,7 @@ def test_paths(target, path):
         ({"server": "a b:8501", "rest": True}, "--server: expected HOST:PORT"),
         ({"server": "a\n:8501", "rest": True}, "--server: expected HOST:PORT"),
         ({"max_message_mb": 0}, "--max-message-mb: expected at least 1 MB"),
+        ({"max_message_mb": 2148}, r"--max-message-mb: expected at most 2147 MB over gRPC\. Received: 2148"),
         ({"deadline_s": 0.0}, "--deadline-s: expected a time above 0 s"),
         ({"version": 1, "label": "stable"}, "--label: expected a version or a label"),
         ({"token_file": Path("token")}, "--token-file: expected --tls or --tls-ca with it"),

@@ -18,15 +18,19 @@ from concurrent import futures
 from typing import Any
 
 import grpc
+from keras_tuner.engine.trial import Trial
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
 from femur_tf.errors import DataError
+from tuning import trials
 from tuning.noted import Noted
 from tuning.oracles import Durable
 
 TUNER = "tuner"
 """Key of the worker's name in a call's metadata."""
+SEARCH = "search"
+"""Key of what tells the worker's search from others (`trials.identity`), likewise."""
 SILENT_S = 60.0
 """After so long without a word a worker counts as gone."""
 LEAVING_S = 15.0
@@ -55,9 +59,18 @@ class Servicer(OracleServicer):
 
     @contextlib.contextmanager
     def _call(self, context: Any) -> Iterator[str]:
-        """Give the caller's name while nobody else is served; keep an error for the chief's loop."""
+        """Give the caller's name while nobody else is served; keep an error for the chief's loop.
+
+        A worker of another search is told so, which ends its call.
+        """
+        told = dict(context.invocation_metadata())
+        if told.get(SEARCH) != trials.identity(self.oracle.folder, self.oracle.settings):
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"one that leads the search {self.oracle.folder.name}, begun {self.oracle.settings.started}",
+            )
         with self.guard, Noted(self._break):
-            name = dict(context.invocation_metadata()).get(TUNER, "")
+            name = told.get(TUNER, "")
             self.silent_s[name] = 0.0
             yield name
 
@@ -69,6 +82,10 @@ class Servicer(OracleServicer):
         """Return whether a trial is the one that a worker was given."""
         trial = self.oracle.ongoing_trials.get(name)
         return trial is not None and trial.trial_id == trial_id
+
+    def _unknown(self, trial_id: str) -> Trial:
+        """Return what is said of a trial that this search does not have."""
+        return Trial(self.oracle.hyperparameters.copy(), trial_id, trials.INVALID)
 
     def GetSpace(self, request: Any, context: Any) -> Any:
         """Return the search space."""
@@ -88,7 +105,7 @@ class Servicer(OracleServicer):
         with self._call(context) as name:
             if self._owns(name, request.trial_id):
                 return super().UpdateTrial(request, context)
-            trial = self.oracle.trials[request.trial_id]
+            trial = self.oracle.trials.get(request.trial_id) or self._unknown(request.trial_id)
             return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
 
     def EndTrial(self, request: Any, context: Any) -> Any:
@@ -103,6 +120,9 @@ class Servicer(OracleServicer):
     def GetTrial(self, request: Any, context: Any) -> Any:
         """Return a trial, with a status that tells the caller what to do."""
         with self._call(context) as name:
+            if request.trial_id not in self.oracle.trials:
+                unknown = self._unknown(request.trial_id).to_proto()
+                return protos.get_service().GetTrialResponse(trial=unknown)
             response = super().GetTrial(request, context)
             statuses = protos.get_proto().TrialStatus
             if not self._owns(name, request.trial_id):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -20,11 +22,10 @@ BEST = "best_config.json"
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files below a folder; what vanishes meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except FileNotFoundError:
-            continue
+    for path, _, names in os.walk(folder):  # `Path.rglob` raises where a folder vanishes
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(path, name).lstat().st_size
     return total
 
 

@@ -42,8 +42,8 @@ class Wanted:
 
     @property
     def folder(self) -> Path:
-        """The folder of the search."""
-        return study.tuning_path(self.work) / self.name
+        """The folder of the search; a `DataError` where its name would lead elsewhere."""
+        return files.child(study.tuning_path(self.work), self.name)
 
 
 def settings(wanted: Wanted) -> Search:
@@ -55,15 +55,16 @@ def settings(wanted: Wanted) -> Search:
     if wanted.minutes is not None and wanted.epochs is not None:
         raise DataError("Expected --minutes or --epochs. Received: both. Leave one out.")
     minutes = MINUTES if wanted.minutes is None and wanted.epochs is None else wanted.minutes
-    for name, value, fine in (
-        ("trials", wanted.trials, wanted.trials >= 1),
-        ("minutes", minutes, minutes is None or minutes > 0),
-        ("epochs", wanted.epochs, wanted.epochs is None or wanted.epochs >= 1),
-        ("epoch-examples", wanted.epoch_examples, wanted.epoch_examples is None or wanted.epoch_examples >= 1),
-        ("seed", wanted.seed, wanted.seed >= 0),
+    above = "a number above 0"
+    for name, value, fine, expected in (
+        ("trials", wanted.trials, wanted.trials >= 1, above),
+        ("minutes", minutes, minutes is None or minutes > 0, above),
+        ("epochs", wanted.epochs, wanted.epochs is None or wanted.epochs >= 1, above),
+        ("epoch-examples", wanted.epoch_examples, wanted.epoch_examples is None or wanted.epoch_examples >= 1, above),
+        ("seed", wanted.seed, wanted.seed >= 0, "a number of at least 0"),
     ):
         if not fine:
-            raise DataError(f"--{name}: expected a number above 0. Received: {value}")
+            raise DataError(f"--{name}: expected {expected}. Received: {value}")
     folder = study.records_path(wanted.work)
     manifest = records.read_manifest(folder)
     lineage.require_split(folder, manifest)
@@ -205,7 +206,7 @@ def finish(folder: Path, work: Path, stopped: str | None) -> int:
     for row in set_aside:
         command.warn(f"trial {row.trial_id} was set aside: {row.reason}")
     done = sum(row.status == COMPLETED for row in rows)
-    if stopped is not None:
+    if stopped is not None and done < search.trials:
         command.fail(f"Stopped after {done} of {search.trials} trials: {stopped}. Run the same command to go on.")
         return STOPPED_STATUS
     if done < search.trials:

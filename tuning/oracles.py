@@ -75,7 +75,8 @@ class Durable(keras_tuner.Oracle):
 
     def create_trial(self, tuner_id: str) -> Trial:
         """Return the next trial; one with the status STOPPED when there is none, or none may start."""
-        if tuner_id not in self.ongoing_trials and self.stopped is None:
+        left = len(self.trials) < self.max_trials or self._retry_queue
+        if tuner_id not in self.ongoing_trials and self.stopped is None and left:
             self.stopped = self.refusal()
         if self.stopped is not None and tuner_id not in self.ongoing_trials:
             self.tuner_ids.discard(tuner_id)

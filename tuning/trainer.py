@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import math
 import shutil
@@ -25,7 +26,7 @@ from keras_tuner.errors import FailedTrialError
 
 from femur_tf import callbacks, config, files, records, study, training
 from femur_tf.config import RunConfig
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 from tuning import budget, early, hparams, scoring, trials
 from tuning.noted import Noted
 from tuning.oracles import Durable
@@ -36,6 +37,8 @@ from tuning.watch import Halted, Stopwatch, Watch
 STARTS = 3
 """A trial whose process died so often before an epoch ended is set aside."""
 REASON_LETTERS = 500
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""The disk is full or fails: no trial's fault, and the next one would fare no better."""
 
 
 @dataclasses.dataclass
@@ -138,7 +141,7 @@ class Trainer(BaseTuner):
 
         Raises:
           FailedTrialError: the trial ended its process again and again.
-          Halted: the search ends; the trial goes on when it does.
+          Halted: the search ends, or the disk is full or fails; the trial goes on when the search does.
           Diverged: a figure or a weight is no number.
         """
         with Noted(self._note):
@@ -168,6 +171,13 @@ class Trainer(BaseTuner):
             about.starts = 0
             watch.note()
             raise
+        except (OSError, WriteError) as error:
+            if not (isinstance(error, WriteError) or error.errno in DISK_ERRORS):
+                raise
+            about.starts = 0
+            with contextlib.suppress(OSError):  # there may be no room for this, either
+                watch.note()
+            raise Halted(f"{path}: {error}") from error
         if not math.isfinite(score):
             raise callbacks.Diverged(f"the score is {score}")
         about.score = score

@@ -14,6 +14,7 @@ INVALID with a reason, and the others stay readable.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,6 +106,11 @@ class TrialRow:
     stopped_early: bool
     reason: str | None
     """Why the trial failed, or which of its files cannot be read."""
+
+
+def identity(folder: Path, search: Search) -> str:
+    """Return what tells a search from all others: a chief and its workers have to be of one."""
+    return hashlib.sha256(f"{folder.name}\n{search.started}\n{search.seed}".encode()).hexdigest()[:16]
 
 
 def search_path(folder: Path) -> Path:

@@ -13,7 +13,8 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from femur_tf import command
-from tuning import chief
+from femur_tf.errors import DataError
+from tuning import chief, trials
 from tuning.connection import Connection, channel_to
 from tuning.oracles import Durable
 from tuning.trainer import Surroundings, Trainer
@@ -47,15 +48,15 @@ class _Details(_Fields, grpc.ClientCallDetails):
 
 
 class _Named(grpc.UnaryUnaryClientInterceptor):
-    """Adds the worker's name to each call, and a deadline that is ours."""
+    """Adds the worker's name and search to each call, and a deadline that is ours."""
 
-    def __init__(self, name: str, wait_s: float) -> None:
+    def __init__(self, name: str, search: str, wait_s: float) -> None:
         """Keep what is added."""
-        self.name, self.wait_s = name, wait_s
+        self.told, self.wait_s = ((chief.TUNER, name), (chief.SEARCH, search)), wait_s
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         """Call with name and deadline."""
-        own = _Details(details.method, self.wait_s, ((chief.TUNER, self.name),))
+        own = _Details(details.method, self.wait_s, self.told)
         return continuation(own, request)
 
 
@@ -73,7 +74,8 @@ class Client(OracleClient):
         """
         super().__init__(oracle)
         self.name = name
-        channel = grpc.intercept_channel(channel_to(address), _Named(name, wait_s))
+        named = _Named(name, trials.identity(oracle.folder, oracle.settings), wait_s)
+        channel = grpc.intercept_channel(channel_to(address), named)
         self.stub = protos.get_service_grpc().OracleStub(channel)
 
     def create_trial(self, tuner_id: str) -> Any:
@@ -151,6 +153,9 @@ def work(oracle: Durable, study: Path, start: float, connection: Connection) -> 
 
     Returns:
       Why this worker ended before the search, or None.
+
+    Raises:
+      DataError: the chief leads another search.
     """
     connection.export()
     client = Client(oracle, connection.address, connection.name, connection.wait_s)
@@ -165,7 +170,12 @@ def work(oracle: Durable, study: Path, start: float, connection: Connection) -> 
             command.warn(f"{connection.name}: {error}.")
         except Halted as halted:
             return str(halted)
-        except grpc.RpcError:
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise DataError(
+                    f"--chief {connection.address}: expected the chief of {oracle.folder}. Received: "
+                    f"{error.details()}. Pass that one's --name or --algorithm, or the address of this one's chief."
+                ) from error
             return LOST
         else:
             return None
