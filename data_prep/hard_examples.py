@@ -73,7 +73,7 @@ def groups(
     Returns:
       (X, Y, Z) uint8, positions in `ERRORS`; `NOTHING` for voxels that are surely right or left out.
     """
-    found = probability >= cutoff
+    found = probability >= np.float32(cutoff)  # not rounded to a value of the map's own float16
     low, high = (log_odds.times(cutoff, factor) for factor in (1 / ODDS, ODDS))
     result = np.full(mask.shape, NOTHING, np.uint8)
     result[(probability >= low) & (probability <= high)] = ERRORS.index("doubtful")

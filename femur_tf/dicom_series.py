@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,14 +66,24 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
 
 
 def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the DICOM files of a folder that the reader passed over, by mark or suffix."""
-    return [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.name not in names
-        and not path.name.startswith(".")
-        and (_is_dicom_file(path) or (path.is_file() and path.suffix.lower() in SUFFIXES))
-    ]
+    """Return the files of a folder that the reader passed over and that seem to be slices, by mark or suffix.
+
+    Files of another class, such as reports and presentation states, are none.
+    """
+    others = [path for path in sorted(folder.iterdir()) if path.name not in names and not path.name.startswith(".")]
+    named = [path for path in others if (path.is_file() and path.suffix.lower() in SUFFIXES) or _is_dicom_file(path)]
+    return [path.name for path in named if _sop_class(path) in (None, _sop_class(folder / names[0]))]
+
+
+def _sop_class(path: Path) -> bytes | None:
+    """Return the class of a DICOM file (Media Storage SOP Class UID); None where it does not tell."""
+    with path.open("rb") as stream:
+        head = stream.read(1024)
+    found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
+    if not found:
+        return None
+    stop = found.end() + int.from_bytes(found[1], "little")
+    return head[found.end() : stop].rstrip(b"\0") if stop <= len(head) else None
 
 
 def _find_series(folder: Path) -> str:

@@ -109,7 +109,8 @@ def child(folder: Path, name: str) -> Path:
 
 def nearest_folder(path: Path) -> Path:
     """Return what is there already of the folders above `path`, the lowest of them."""
-    return next(folder for folder in path.absolute().parents if folder.exists())
+    above = path.absolute().parents or (path,)  # the root has none
+    return next(folder for folder in above if folder.exists() or folder.is_symlink())
 
 
 def require_place(path: Path) -> None:

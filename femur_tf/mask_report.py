@@ -29,12 +29,18 @@ def read(path: Path | None) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
         received = "a folder" if path.is_dir() else type(found).__name__
         raise DataError(f"{path}: expected a report of femur_tf.segment. Received: {received}. Choose another name.")
+    if not all("scan" in row for row in found.values()):
+        raise DataError(
+            f"{path}: expected the scan in each row. Received: an earlier version's report. Choose another name, and "
+            "segment the scans again with --overwrite to have them judged."
+        )
     return found
 
 
 def _key(path: Path, mask: Path) -> str:
     """Return the name of a mask's row: they may be moved together."""
-    return Path(os.path.relpath(mask.resolve(), path.parent.resolve())).as_posix()
+    place = mask.parent.resolve() / mask.name  # a mask that is a link is replaced, not what it points to
+    return Path(os.path.relpath(place, path.parent.resolve())).as_posix()
 
 
 def add(path: Path, scan: str, *, mask: Path, parts: int, quality: Quality) -> None:

@@ -60,7 +60,7 @@ def stages(probability: np.ndarray, recipe: RecipeConfig, *, spacing_mm: Spacing
     Yields:
       Masks, bool, (X, Y, Z), one more than the recipe has steps.
     """
-    mask = probability >= recipe.cutoff
+    mask = probability >= np.float32(recipe.cutoff)  # a map in float16 would have it rounded
     yield mask
     for step in recipe.steps:
         mask = apply_step(mask, step, spacing_mm=spacing_mm)

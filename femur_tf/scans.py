@@ -28,8 +28,9 @@ PREPARING_BYTES = 12
 CORRECTING_BYTES = 20
 """Taken for a voxel of the scan's own grid, while its bias field is corrected."""
 FINISHING_BYTES = 21
-"""Taken for a voxel of the scan's own grid, while a map becomes a mask there. All three measured
-(tests/test_scans.py)."""
+"""Taken for a voxel of the scan's own grid, while a map becomes a mask there."""
+RETURNING_BYTES = 17
+"""Taken beside it for a voxel of a working grid that is another one. All four measured (tests/test_scans.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,29 +56,50 @@ class Prepared:
     working: volume.Volume
     """uint8, on the model's working grid."""
 
-    @property
-    def held_bytes(self) -> int:
-        """What both take."""
-        return int(self.image.volume.data.nbytes + self.working.data.nbytes)
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """The memory that a scan takes, bytes."""
+
+    held: int
+    """From when it is prepared until its mask is written."""
+    before: int
+    """For a while, before the network."""
+    after: int
+    """For a while, after it."""
 
 
-def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: int) -> None:
+def room(image: volume.Volume, data: config.DataConfig) -> Room:
+    """Return the memory that a scan takes beside the network.
+
+    Raises:
+      ValueError: no working grid can be made of it.
+    """
+    upright, wanted_mm = volume.canonical(image), data.patch.spacing_mm
+    own, working = image.data.size, math.prod(volume.working_shape(upright.shape, upright.spacing_mm, wanted_mm))
+    resampled = not volume.spacings_agree(upright.spacing_mm, wanted_mm)
+    return Room(
+        held=image.data.nbytes + working,
+        before=max(
+            CORRECTING_BYTES * own if data.normalisation.n4 else 0,
+            PREPARING_BYTES * max(own, working) if resampled else 0,
+        ),
+        after=FINISHING_BYTES * own + (RETURNING_BYTES if resampled else 2) * working,  # the map has 2
+    )
+
+
+def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: int, *, another: bool) -> None:
     """Raise where a scan takes more memory than it may, before or after the network, which fits its own to the limit.
 
     Raises:
       DataError: the least limit is named.
     """
-    upright = volume.canonical(image)
     try:
-        working = math.prod(volume.working_shape(upright.shape, upright.spacing_mm, data.patch.spacing_mm))
+        taken = room(image, data)
     except ValueError:
         return  # `study.prepare` refuses such a scan, and names it
-    own = image.data.size
-    before = CORRECTING_BYTES * own if data.normalisation.n4 else 0
-    if not volume.spacings_agree(upright.spacing_mm, data.patch.spacing_mm):
-        before = max(before, PREPARING_BYTES * max(own, working))
-    after = FINISHING_BYTES * own + 3 * working  # grey values, and the map in float16
-    least = (machine.base_bytes() + image.data.nbytes + max(before, after)) / 1e6
+    beside = taken.held + taken.before if another else 0
+    least = (machine.base_bytes() + taken.held + max(taken.before, taken.after + beside)) / 1e6
     if least > max_memory_mb:
         raise DataError(
             f"--max-memory: expected at least {math.ceil(least)} MB for a scan of "
@@ -85,13 +107,14 @@ def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: 
         )
 
 
-def prepare(job: Job, data: config.DataConfig, max_memory_mb: int | None = None) -> Prepared:
+def prepare(job: Job, data: config.DataConfig, max_memory_mb: int | None = None, *, another: bool = False) -> Prepared:
     """Read a scan and bring it to the working grid.
 
     Args:
       job: what to read.
       data: the model's.
       max_memory_mb: resident memory that the process may reach; None: any.
+      another: one more scan is read meanwhile, and taken to be as large.
 
     Raises:
       DataError: the scan cannot be used, or the limit is too low for it.
@@ -99,7 +122,7 @@ def prepare(job: Job, data: config.DataConfig, max_memory_mb: int | None = None)
     try:
         image = image_io.read_image(job.image)
         if max_memory_mb is not None:
-            _require_room(image.volume, data, max_memory_mb)
+            _require_room(image.volume, data, max_memory_mb, another=another)
         return Prepared(image, study.prepare(image.volume, data, path=job.image))
     except (MemoryError, OSError) as error:
         reason = str(error).rstrip(".") or type(error).__name__
@@ -114,22 +137,12 @@ def ahead(
     A scan that cannot be used raises a `DataError` where its future is asked for the result.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        scans = [reader.submit(prepare, job, data, max_memory_mb) for job in todo[:1]]
+        another = len(todo) > 1
+        scans = [reader.submit(prepare, job, data, max_memory_mb, another=another) for job in todo[:1]]
         for index, job in enumerate(todo):
             if index + 1 < len(todo):
-                scans.append(reader.submit(prepare, todo[index + 1], data, max_memory_mb))
+                scans.append(reader.submit(prepare, todo[index + 1], data, max_memory_mb, another=another))
             yield job, scans.pop(0)
-
-
-def beside_bytes(scan: Prepared, *, another: bool) -> int:
-    """Return the memory that is held while the network works on a scan; another one, read meanwhile, is taken as alike.
-
-    Args:
-      scan: the scan.
-      another: there is one more.
-    """
-    voxels = max(scan.image.volume.data.size, scan.working.data.size)
-    return scan.held_bytes + (scan.held_bytes + PREPARING_BYTES * voxels if another else 0)
 
 
 def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float, float]) -> None:

@@ -68,7 +68,8 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
 
     start, recipe = time.perf_counter(), bundle.recipe
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
-    beside = scans.beside_bytes(scan, another=another)
+    taken = scans.room(scan.image.volume, bundle.settings.data)
+    beside = taken.held + (taken.held + taken.before if another else 0)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify, held_bytes=beside)
     return scans.finish(
         job,

@@ -32,8 +32,8 @@ GRID_TOLERANCE_MM = 1e-3
 BEYOND = 1e-6
 """A voxel this far beyond the border, in voxels, lies on it: the rest is rounding."""
 MAX_VOXELS = 2**29
-"""The largest working grid that is made (bound included): four volumes of 512 voxels a side, whose grey values take
-16 GB to make (30 bytes a voxel). Hip scans have some million; a spacing that is off a thousandfold asks for more."""
+"""The largest working grid that is made (bound included): four volumes of 512 voxels a side, which take 6 GB to make
+(12 bytes a voxel). Hip scans have some million; a spacing that is off a thousandfold asks for more."""
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 """The orientation of canonical axes, in nibabel's form."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -153,6 +154,11 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 def test_a_place_for_a_file_has_a_folder_above_it(tmp_path):
     files.require_place(tmp_path / "new" / "folder" / "a.json")
     (tmp_path / "file").write_text("")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="gone, a file"):
+        files.require_place(tmp_path / "gone" / "a.json")
+    with pytest.raises(DataError, match="a folder"):
+        files.require_place(Path("/"))
     for path, words in ((tmp_path, "a folder"), (tmp_path / "file" / "a.json", "file, a file")):
         with pytest.raises(DataError, match=rf"expected a place for a file\. Received: .*{words}"):
             files.require_place(path)

@@ -98,7 +98,7 @@ def test_strict_tells_an_unusual_scan_by_its_exit_status(tmp_path, run, capsys, 
 
 def test_a_report_keeps_other_scans(tmp_path, run):
     report = tmp_path / "report.json"
-    files.write_json(report, {"other": {"flagged": False}})
+    files.write_json(report, {"other": {"scan": "other", "flagged": False}})
     segmented(tmp_path, tiny.scan("a"), run, report=report)
     assert set(files.read_json(report)) == {"other", "mask.nii.gz"}
 
@@ -110,6 +110,22 @@ def test_scans_of_one_name_have_a_row_each(tmp_path):
     assert set(files.read_json(report)) == {"../p1/mask.nii.gz", "../p2/mask.nii.gz"}
     masks = {"scan": tmp_path / "p2/mask.nii.gz", "new": tmp_path / "p3/mask.nii.gz"}
     assert mask_report.flagged(report, masks) == ([], ["new"])
+
+
+def test_a_mask_that_is_a_link_has_the_row_of_the_file_that_takes_its_place(tmp_path):
+    (tmp_path / "mask.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    masks = {"scan": tmp_path / "mask.nii.gz"}
+    mask_report.add(
+        tmp_path / "report.json", "scan", mask=masks["scan"], parts=2, quality=quality.Quality({}, ("odd",))
+    )
+    (tmp_path / "mask.nii.gz").unlink()
+    assert mask_report.flagged(tmp_path / "report.json", masks) == (["scan"], [])
+
+
+def test_a_report_of_an_earlier_version_is_refused(tmp_path):
+    files.write_json(tmp_path / "old.json", {"hip": {"mask": "masks/hip.nii.gz", "flagged": True}})
+    with pytest.raises(DataError, match=r"old\.json: .*an earlier version's report"):
+        mask_report.read(tmp_path / "old.json")
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path):

@@ -47,6 +47,18 @@ def test_shares_by_hand(settings, expected):
     assert settings.wanted == dict(zip(ERRORS, expected, strict=True))
 
 
+def test_a_cutoff_between_two_values_of_float16_is_not_rounded():
+    cutoff = (0.5 + float(np.nextafter(np.float16(0.5), np.float16(1)))) / 2  # 0.5 in float16
+    group = hard_examples.groups(
+        np.full((1, 1, 3), 0.5, np.float16),
+        np.zeros((1, 1, 3), bool),
+        cutoff,
+        spacing_mm=(1.0, 1.0, 1.0),
+        margin_mm=0.0,
+    )
+    assert hard_examples.counted(group) == {"false_positive": 0, "false_negative": 0, "doubtful": 3}
+
+
 def test_counts_by_hand():
     group = line([FP, FP, DOUBT, NOTHING])
     assert hard_examples.counted(group) == {"false_positive": 2, "false_negative": 0, "doubtful": 1}

@@ -657,6 +657,21 @@ def test_other_files_beside_a_series_are_passed_over(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
 
 
+def test_dicom_files_that_are_no_images_are_passed_over(tmp_path):
+    data = _write_series(tmp_path / "series")
+    for name in ("state.dcm", "state"):  # a presentation state has no pixels
+        _write_slice(
+            tmp_path / "series" / name, np.zeros((6, 4), np.uint16), (0.0, 0.0, 0.0), series="1.2.3.9", number=1
+        )
+        state = pydicom.dcmread(tmp_path / "series" / name)
+        state.file_meta.MediaStorageSOPClassUID = state.SOPClassUID = "1.2.840.10008.5.1.4.1.1.11.1"
+        state.Modality = "PR"
+        for tag in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+            delattr(state, tag)
+        state.save_as(tmp_path / "series" / name, enforce_file_format=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
 def test_a_folder_with_a_table_of_contents_alone_is_no_series(tmp_path):
     (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     _write_series(tmp_path / "one")

@@ -50,7 +50,7 @@ def test_the_map_is_the_network_at_every_voxel():
 @pytest.mark.parametrize("block", [(4, 2, 4), (4, 4, 8), (8, 2, 4)])
 def test_blocks_change_nothing(monkeypatch, block):
     network, grid = spread(), volume()
-    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_: blocks_of(network, block))
+    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_, **__: blocks_of(network, block))
     found = predict.Predictor(network, RULE).probability_map(grid)
     np.testing.assert_allclose(found, one_by_one(network, grid, RULE), rtol=0, atol=HALF_TOLERANCE)
 
@@ -69,7 +69,7 @@ def test_a_map_in_bfloat16_is_near(monkeypatch):
 def test_a_fast_map_is_exact_near_doubt_and_elsewhere_that_of_a_sample_below_the_threshold(
     monkeypatch, block, threshold
 ):
-    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_: blocks_of(network, block))
+    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_, **__: blocks_of(network, block))
     monkeypatch.setattr(bright, "SLOPE", 10.0)  # so that probabilities fall off slowly around the ball
     network, grid = dense.convert(bright.network(), bright.RULE), smooth()
     probe = Probe(voxels(WIDE))
@@ -90,7 +90,7 @@ def test_a_fast_map_is_exact_near_doubt_and_elsewhere_that_of_a_sample_below_the
 @pytest.mark.parametrize("share", [0.98, 0.998])
 @pytest.mark.parametrize("block", [(64, 64, 64), (4, 2, 4), (8, 4, 4)])
 def test_a_fast_map_is_exact_at_doubt_whether_or_not_blocks_are_multiples_of_the_stride(monkeypatch, block, share):
-    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_: blocks_of(network, block))
+    monkeypatch.setattr(memory, "plan_blocks", lambda network, *_, **__: blocks_of(network, block))
     network, grid = dense.convert(spread(filters=(3,), pool=3), RULE), volume((29, 10, 26))
     exact, index = everywhere(network, grid), np.ix_(*(np.arange(n) // 3 for n in (29, 10, 26)))
     threshold = float(np.quantile(exact, share))

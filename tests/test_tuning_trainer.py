@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import searches
+import tensorflow as tf
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -187,7 +188,14 @@ def test_a_trial_that_kills_its_process_again_and_again_is_set_aside(work, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), WriteError("no room")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        WriteError("no room"),
+        tf.errors.ResourceExhaustedError(None, None, "events; No space left on device"),
+    ],
+)
 def test_a_disk_that_is_full_ends_the_search_and_costs_no_trial(work, monkeypatch, error):
     result = make(work, f"full_{type(error).__name__}", trials=1)
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import gc
 import math
+import os
 import shutil
 import time
 import zipfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError
@@ -81,6 +83,13 @@ def remove_damaged(run: Path) -> None:
             sound = False
         if not sound:
             files.remove(path)
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Tell whether the disk is full or fails, by the number of the error or, of TensorFlow's, by its words."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_ERRORS
+    return isinstance(error, WriteError) or any(os.strerror(number) in str(error) for number in DISK_ERRORS)
 
 
 class Trainer(BaseTuner):
@@ -162,17 +171,19 @@ class Trainer(BaseTuner):
         watch = self.watch = Watch(path, about, Stopwatch(self.mark), self.around.halt, (objective, others))
         about.status, about.reason = RUNNING, None
         about.starts += 1
-        watch.note()
-        if about.starts > STARTS:
-            raise FailedTrialError(f"its process died {STARTS} times before an epoch ended")
         try:
+            watch.note()
+            if about.starts > STARTS:
+                raise FailedTrialError(f"its process died {STARTS} times before an epoch ended")
             score = self._train(path, watch)
+            if math.isfinite(score):
+                hparams.write_score(path / RUN / "logs", objective, score)
         except (KeyboardInterrupt, Halted):
             about.starts = 0
             watch.note()
             raise
-        except (OSError, WriteError) as error:
-            if not (isinstance(error, WriteError) or error.errno in DISK_ERRORS):
+        except (OSError, WriteError, tf.errors.OpError) as error:
+            if not is_of_disk(error):
                 raise
             about.starts = 0
             with contextlib.suppress(OSError):  # there may be no room for this, either
@@ -181,7 +192,6 @@ class Trainer(BaseTuner):
         if not math.isfinite(score):
             raise callbacks.Diverged(f"the score is {score}")
         about.score = score
-        hparams.write_score(path / RUN / "logs", objective, score)
         return {objective: score}
 
     def _train(self, path: Path, watch: Watch) -> float:
