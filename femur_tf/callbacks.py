@@ -132,7 +132,8 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Print the epoch's line."""
         values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        self.display.console.print(f"epoch {epoch + 1}: {values}  ({self.clock.seconds() / 60:.1f} min)")
+        text = f"epoch {epoch + 1}: {values}  ({self.clock.seconds() / 60:.1f} min)"
+        self.display.console.print(text, soft_wrap=True)  # one line, in a log too
 
 
 class Diverged(DataError):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from femur_tf import command, files, metrics
+
+DIGITS = (3, 3, 3, 3, 2, 1, 1, 1)
+"""Decimals of each column of the table, but the name's: what four test cases can tell, and fits 80 columns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +57,19 @@ def score(name: str, mask: np.ndarray, reference: np.ndarray, spacing_mm: tuple[
     )
 
 
-def mean_row(scores: list[CaseScore]) -> list[str]:
-    """Return the table's last row: mean and standard deviation of each column, over the cases that have a value."""
+def _cells(first: str, values: Sequence[float]) -> list[str]:
+    """Return a row of the table."""
+    return [first, *(f"{value:.{digits}f}" for value, digits in zip(values, DIGITS, strict=True))]
+
+
+def last_rows(scores: list[CaseScore]) -> list[list[str]]:
+    """Return the table's last rows: mean and standard deviation of each column, over the cases that have a value."""
     columns = np.array([dataclasses.astuple(s)[1:] for s in scores], float)
     known = [column[np.isfinite(column)] for column in columns.T]
-    return ["mean +- sd", *(f"{k.mean():.3f} +- {k.std():.3f}" if k.size else "nan" for k in known)]
+    return [
+        _cells(name, [float(measure(k)) if k.size else math.nan for k in known])
+        for name, measure in (("mean", np.mean), ("sd", np.std))
+    ]
 
 
 def _defined(values: Any) -> Any:
@@ -81,7 +93,7 @@ def save(folder: Path, part: str, scores: list[CaseScore], summary: dict[str, ob
 
 
 def show(title: str, scores: list[CaseScore]) -> None:
-    """Print one table: a row a case, and the mean."""
-    header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "reference cm3")
-    rows: list[list[object]] = [list(dataclasses.astuple(s)) for s in scores]
-    command.table(title, header, [*rows, mean_row(scores)])
+    """Print one table: a row a case, the mean and the standard deviation; 80 columns hold it."""
+    header = ("case", "Dice", "PPV", "sens.", "spec.", "ASSD mm", "HD95 mm", "cm3", "ref. cm3")
+    rows = [_cells(s.case, dataclasses.astuple(s)[1:]) for s in scores]
+    command.table(title, header, [*rows, *last_rows(scores)])

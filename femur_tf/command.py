@@ -46,16 +46,23 @@ SPEED_S = 600.0
 """The time left is that of the speed over so many seconds: a case may take a minute."""
 
 
-def run(function: Callable[[A], int | None], kind: type[A]) -> None:
+def _typed_as(verb: str) -> str | None:
+    """Return how this command is typed, as `python -m femur_tf.train`; None where it was not run as a module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name} {verb}".rstrip() if spec else None
+
+
+def run(function: Callable[[A], int | None], kind: type[A], verb: str = "") -> None:
     """Parse the command line into `kind`, call `function` with it and exit.
 
     Args:
       function: the command; what it returns is the exit status, None is 0.
       kind: a dataclass; its fields are the flags, its docstring the help.
+      verb: what is typed between the module and the flags.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"])
+    parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"], prog=_typed_as(verb))
     try:
         status = function(parsed)
     except (DataError, OSError) as error:

@@ -149,7 +149,12 @@ def _load(arguments: EvaluateArguments) -> Bundle:
     """
     run = study.run_path(arguments.work, arguments.run)
     if not (run / "model.keras").exists():
-        raise DataError(f"{run}: expected a trained run. Run first: {typed('femur_tf.train', arguments.work)}")
+        there = ", ".join(sorted(path.parent.name for path in run.parent.glob("*/model.keras"))) or "none"
+        words = () if arguments.run in config.PRESETS else ("--run", arguments.run)
+        raise DataError(
+            f"{run}: expected a trained run. Received: no such one; there are: {there}. "
+            f"Run first: {typed('femur_tf.train', arguments.work, *words)}"
+        )
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -73,8 +74,10 @@ class Probe:
 
     @classmethod
     def draw(cls, shape: Sequence[int], count: int, rng: np.random.Generator) -> Probe:
-        """Return a probe of `count` random voxels of a volume."""
-        return cls(np.stack([rng.integers(n, size=count) for n in shape], axis=1))
+        """Return a probe of `count` random voxels of a volume, or of all where there are fewer."""
+        voxels = math.prod(shape)
+        flat = rng.choice(voxels, min(count, voxels), replace=False, shuffle=False)
+        return cls(np.stack(np.unravel_index(flat, shape), axis=1))
 
     def take(self, box: Box, found: np.ndarray) -> None:
         """Keep what a block of the map, [start, stop) voxels, holds of them."""

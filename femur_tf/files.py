@@ -8,6 +8,7 @@ meets half of one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -88,6 +89,26 @@ def read_versioned(path: Path, version: int, advice: str) -> Any:
     if found != version:
         raise DataError(f"{path}: expected format_version {version}. Received: {found!r}. {advice}")
     return values
+
+
+@contextlib.contextmanager
+def locked(folder: Path, advice: str) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder while the block runs; the system lets go when one ends.
+
+    Args:
+      folder: need not exist.
+      advice: what to do where another process is in it.
+
+    Raises:
+      DataError: another process is.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another process is working here. {advice}") from error
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -297,4 +297,4 @@ def main(arguments: CheckArguments) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
         del sys.argv[1]
-    command.run(main, CheckArguments)
+    command.run(main, CheckArguments, "check")

@@ -135,7 +135,15 @@ def digests(path: Path) -> list[str]:
 
     Args:
       path: a DICOM folder; or a file, whose detached voxels (NRRD, MetaImage) lie beside it under the same name.
+
+    Raises:
+      DataError: there is nothing.
     """
+    if not path.exists():
+        raise DataError(
+            f"{path}: expected an image of the plan. Received: nothing there. Put it back, or plan again with its new "
+            "folder and --overwrite: records of the same contents stay valid."
+        )
     beside = path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*")
     return sorted(files.sha256(found) for found in (path.rglob("*") if path.is_dir() else beside) if found.is_file())
 

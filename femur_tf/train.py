@@ -109,7 +109,9 @@ def settings(arguments: TrainArguments, data: config.DataConfig) -> config.RunCo
         values["train"]["start"] = arguments.start
     if arguments.mixed_precision:
         values["train"]["mixed_precision"] = True
-    return config.from_dict(config.RunConfig, values, "--set")
+    flags = {"set": arguments.set or None, "epochs": arguments.epochs, "minutes": arguments.minutes}
+    source = ", ".join(f"--{name}" for name, value in flags.items() if value is not None) or "settings"
+    return config.from_dict(config.RunConfig, values, source)
 
 
 def main(arguments: TrainArguments) -> None:
@@ -121,7 +123,8 @@ def main(arguments: TrainArguments) -> None:
     quiet.start_tensorflow()
     from femur_tf import training
 
-    state = training.train(folder, run, chosen, overwrite=arguments.overwrite)
+    with files.locked(run, "Wait for it, or choose another --run."):
+        state = training.train(folder, run, chosen, overwrite=arguments.overwrite)
     names = [name for name in ("loss", "val_loss", "val_auc", "val_dice") if name in state.history[-1]]
     rows = [(int(row["epoch"]), f"{row['seconds'] / 60:.1f}", *(row[name] for name in names)) for row in state.history]
     command.table(f"Run {run}", ("epoch", "minutes", *names), rows)

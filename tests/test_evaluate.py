@@ -178,16 +178,26 @@ def test_the_command_prints_every_score_and_their_mean(work, capsys, monkeypatch
     monkeypatch.setattr(command.console, "width", 200)
     evaluate.main(EvaluateArguments(work))
     shown = capsys.readouterr().out
-    assert "hip_03" in shown and "mean +- sd" in shown
+    assert "hip_03" in shown and "mean" in shown and "sd" in shown
     assert f"Report: {work / 'reports' / 'default' / 'validation.html'}" in shown
 
 
 def test_the_mean_leaves_undefined_scores_out():
     defined = case_scores.CaseScore("a", 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 1.0, 1.0)
-    row = case_scores.mean_row([defined, dataclasses.replace(defined, dice=0.7, ppv=math.nan, surface_mm=math.nan)])
-    assert row[:3] == ["mean +- sd", "0.600 +- 0.100", "0.500 +- 0.000"]
-    nothing = case_scores.mean_row([dataclasses.replace(defined, ppv=math.nan)])
-    assert nothing[2] == "nan"
+    mean, sd = case_scores.last_rows(
+        [defined, dataclasses.replace(defined, dice=0.7, ppv=math.nan, surface_mm=math.nan)]
+    )
+    assert (mean[:3], sd[:3]) == (["mean", "0.600", "0.500"], ["sd", "0.100", "0.000"])
+    mean, sd = case_scores.last_rows([dataclasses.replace(defined, ppv=math.nan)])
+    assert (mean[2], sd[2]) == ("nan", "nan")
+
+
+def test_numbers_of_hips_stay_whole_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr(command.console, "width", 80)
+    case = case_scores.CaseScore("hip_01", 0.9, 0.91, 0.92, 0.999, 12.345, 110.4, 229.268, 1259.1)
+    case_scores.show("Run default, test cases", [case, case])
+    shown = capsys.readouterr().out
+    assert all(number in shown for number in ("0.900", "12.35", "110.4", "229.3", "1259.1"))
 
 
 @pytest.mark.parametrize("options", [{"cutoff": "dice"}, {"specificity": 0.9}])
@@ -256,7 +266,7 @@ def test_a_recipe_is_taken_over_without_validation_cases_alone(work):
 
 
 def test_a_study_without_that_run_or_that_part_is_told_what_to_do(work, tmp_path):
-    with pytest.raises(DataError, match=r"runs/wide: expected a trained run. Run first: python -m femur_tf\.train"):
+    with pytest.raises(DataError, match=r"runs/wide: expected a trained run. .* there are: default. Run first: python -m femur_tf\.train"):
         choose(work, run="wide")
     plan = study.read_plan(work)
     files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=plan.part("train"))))

@@ -77,6 +77,11 @@ def test_a_probe_that_saw_nothing_has_no_difference():
     assert Probe(voxels()).largest_difference(spread(), volume(), RULE) == 0
 
 
+def test_a_probe_draws_no_voxel_twice_and_no_more_than_there_are(rng):
+    assert len(np.unique(Probe.draw((3, 4, 5), 50, rng).centres, axis=0)) == 50
+    assert len(np.unique(Probe.draw((3, 4, 5), 1000, rng).centres, axis=0)) == 60
+
+
 def test_a_probe_draws_voxels_of_the_whole_volume(rng):
     centres = Probe.draw((3, 1, 2), 200, rng).centres
     assert {tuple(centre) for centre in centres} == {(x, 0, z) for x in range(3) for z in range(2)}

@@ -162,3 +162,26 @@ def test_a_place_for_a_file_has_a_folder_above_it(tmp_path):
     for path, words in ((tmp_path, "a folder"), (tmp_path / "file" / "a.json", "file, a file")):
         with pytest.raises(DataError, match=rf"expected a place for a file\. Received: .*{words}"):
             files.require_place(path)
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path):
+    folder = tmp_path / "tuning" / "x"
+    with (
+        files.locked(folder, "Wait."),
+        pytest.raises(DataError, match=r"x: another process is working here\. Wait\."),
+        files.locked(folder, "Wait."),
+    ):
+        pass
+    with files.locked(folder, ""):
+        pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    folder = tmp_path / "tuning" / "x"
+    line = (
+        "import os, pathlib, sys; from femur_tf import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1]), ''): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", line, str(folder)], check=False).returncode == -9
+    with files.locked(folder, ""):
+        pass

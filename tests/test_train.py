@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tyro
 
-from femur_tf import config, files, train
+from femur_tf import config, files, study, train
 from femur_tf.errors import DataError
 from femur_tf.train import TrainArguments
 
@@ -122,7 +122,7 @@ def test_how_records_came_about_is_known_of_the_records_alone(tmp_path):
         ({"set": ("train.batch=many",)}, r"--set: .*expected a whole number\. Received: 'many'"),
         ({"set": ("train.augment.flip=no",)}, r"--set: .*expected true or false\. Received: 'no'"),
         ({"set": ("train.loss=hinge",)}, r"--set: .*expected one of 'binary_crossentropy', .*Received: 'hinge'"),
-        ({"epochs": 0}, r"TrainConfig\.epochs: expected at least 1"),
+        ({"epochs": 0}, r"--epochs: .*TrainConfig\.epochs: expected at least 1"),
         ({"minutes": 0.0}, r"TrainConfig\.minutes: expected a time in \(0, 1e6\) minutes"),
         ({"minutes": float("nan")}, r"TrainConfig\.minutes: expected a time .* Received: minutes=nan"),
     ],
@@ -168,3 +168,14 @@ def test_each_set_counts():
     """A flag that is given again must not replace what it was given before."""
     flags = ["work", "--set", "train.batch=8", "--set", "train.learning_rate=0.1"]
     assert tyro.cli(TrainArguments, args=flags).set == ("train.batch=8", "train.learning_rate=0.1")
+
+
+def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
+    tiny.write_all(tmp_path)
+    with (
+        files.locked(study.run_path(tmp_path, "default"), ""),
+        pytest.raises(
+            DataError, match=r"runs/default: another process is working here\. Wait for it, or choose another"
+        ),
+    ):
+        train.main(TrainArguments(tmp_path, epochs=1, overwrite=True))

@@ -1,8 +1,6 @@
 """Before and after the trials: settings, the folder, limits, the outcome."""
 
 import dataclasses
-import subprocess
-import sys
 import time
 
 import pytest
@@ -89,29 +87,6 @@ def test_truncated_settings_are_written_anew(study, capsys):
     again = launch.prepare(wanted(study, name="c"), overwrite=False)
     assert dataclasses.replace(again, started=first.started) == first
     assert "search.json: expected JSON" in capsys.readouterr().err
-
-
-def test_two_searches_in_one_folder_are_refused(tmp_path):
-    folder = tmp_path / "tuning" / "x"
-    with (
-        launch.locked(folder),
-        pytest.raises(DataError, match="another process is searching here"),
-        launch.locked(folder),
-    ):
-        pass
-    with launch.locked(folder):
-        pass
-
-
-def test_a_lock_ends_with_its_process(tmp_path):
-    folder = tmp_path / "tuning" / "x"
-    line = (
-        "import os, pathlib, sys; from tuning import launch\n"
-        "with launch.locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", line, str(folder)], check=False).returncode == -9
-    with launch.locked(folder):
-        pass
 
 
 def test_limits_say_what_is_used_up(tmp_path):

@@ -320,6 +320,19 @@ def test_a_process_that_is_ended_from_outside_says_what_may_help(tmp_path, in_th
         write_records.write(tmp_path)
 
 
+def test_records_are_kept_where_a_scan_is_gone(tmp_path, in_threads):
+    plan = tiny.write_study(tmp_path)
+    write_records.write(tmp_path)
+    before = times_ns(tmp_path)
+    Path(plan.cases[0].image).rename(tmp_path / "away.nii.gz")
+    for overwrite in (False, True):
+        with pytest.raises(
+            DataError, match=r"hip_01\.nii\.gz: expected an image of the plan\. Received: nothing there"
+        ):
+            write_records.write(tmp_path, overwrite=overwrite)
+    assert times_ns(tmp_path) == before
+
+
 def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
     with pytest.raises(DataError, match=r"Run first: python -m data_prep\.plan"):
         write_records.write(tmp_path)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
-import fcntl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from femur_tf import command, config, files, lineage, records, study
@@ -131,22 +128,6 @@ def prepare(wanted: Wanted, *, overwrite: bool) -> Search:
         search = dataclasses.replace(search, started=earlier.started)
     files.write_json(trials.search_path(wanted.folder), config.to_dict(search))
     return search
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other searches out of a folder while the block runs; the system lets go when the process ends.
-
-    Raises:
-      DataError: another process is searching there.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{folder}: another process is searching here. Wait for it, or choose --name.") from error
-        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -254,7 +254,7 @@ def main(arguments: SearchArguments) -> int:
         files.write_json(supervise.ended_path(folder), {"stopped": stopped})
         return 0 if stopped is None else launch.STOPPED_STATUS
     launch.settings(arguments.wanted)
-    with launch.locked(folder):
+    with files.locked(folder, "Wait for it, or choose another --name."):
         search = launch.prepare(arguments.wanted, overwrite=arguments.overwrite)
         if arguments.role == "chief":
             stopped = lead(arguments, search)

@@ -131,8 +131,10 @@ def read_search(folder: Path) -> Search:
     """
     path = search_path(folder)
     if not path.exists():
+        there = ", ".join(sorted(other.parent.name for other in folder.parent.glob("*/search.json"))) or "none"
         raise DataError(
-            f"{path}: expected a search, found none. Run first: {typed('tuning.search', folder.parent.parent)}"
+            f"{path}: expected a search, found none of that name; there are: {there}. "
+            f"Run first: {typed('tuning.search', folder.parent.parent, '--name', folder.name)}"
         )
     advice = "Start it anew with --overwrite, or choose another --name."
     return config.from_dict(Search, files.read_versioned(path, FORMAT_VERSION, advice), str(path))
