@@ -266,7 +266,8 @@ def test_a_recipe_is_taken_over_without_validation_cases_alone(work):
 
 
 def test_a_study_without_that_run_or_that_part_is_told_what_to_do(work, tmp_path):
-    with pytest.raises(DataError, match=r"runs/wide: expected a trained run. .* there are: default. Run first: python -m femur_tf\.train"):
+    words = r"runs/wide: expected a trained run. .* there are: default. Run first: python -m femur_tf\.train"
+    with pytest.raises(DataError, match=words):
         choose(work, run="wide")
     plan = study.read_plan(work)
     files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=plan.part("train"))))
