@@ -229,7 +229,8 @@ def write(
     cases = [case for case in plan.cases if case.part != "test"]
     if overwrite:
         for case in cases:
-            fingerprint(plan, case, mode)  # raises where an input is gone, before anything is removed
+            for path in (case.image, case.mask):
+                study.require_there(Path(path))  # before anything is removed
         files.remove(folder)
     done = {case.name: _finished(work, plan, case, mode) for case in cases}
     todo = [case for case in cases if done[case.name] is None]

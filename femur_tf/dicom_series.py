@@ -40,12 +40,7 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
     files_of = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), _find_series(folder))
     names = [Path(name).name for name in files_of]
     if left_out := _left_out(folder, names):  # an end of the stack would be missing, with no gap to tell
-        raise bad_file(
-            folder,
-            "a whole series",
-            f"{listed(left_out)}, which cannot be read as a slice of it",
-            DAMAGED,
-        )
+        raise bad_file(folder, "a whole series", f"{listed(left_out)}, which cannot be read as a slice of it", DAMAGED)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files_of)
     reader.MetaDataDictionaryArrayUpdateOn()
@@ -71,8 +66,8 @@ def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
     Files of another class, such as reports and presentation states, are none.
     """
     others = [path for path in sorted(folder.iterdir()) if path.name not in names and not path.name.startswith(".")]
-    named = [path for path in others if (path.is_file() and path.suffix.lower() in SUFFIXES) or _is_dicom_file(path)]
-    return [path.name for path in named if _sop_class(path) in (None, _sop_class(folder / names[0]))]
+    alike = [path for path in others if (path.is_file() and path.suffix.lower() in SUFFIXES) or _is_dicom_file(path)]
+    return [path.name for path in alike if _sop_class(path) in (None, _sop_class(folder / names[0]))]
 
 
 def _sop_class(path: Path) -> bytes | None:

@@ -14,6 +14,7 @@ from femur_tf import (
     case_scores,
     command,
     config,
+    files,
     lineage,
     metrics,
     postprocess,
@@ -149,7 +150,7 @@ def _load(arguments: EvaluateArguments) -> Bundle:
     """
     run = study.run_path(arguments.work, arguments.run)
     if not (run / "model.keras").exists():
-        there = ", ".join(sorted(path.parent.name for path in run.parent.glob("*/model.keras"))) or "none"
+        there = files.names_beside(run, "model.keras")
         words = () if arguments.run in config.PRESETS else ("--run", arguments.run)
         raise DataError(
             f"{run}: expected a trained run. Received: no such one; there are: {there}. "

@@ -128,6 +128,11 @@ def child(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def names_beside(folder: Path, holding: str) -> str:
+    """Return the names of the folders beside one that hold a file of some name, as a person reads them."""
+    return ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{holding}"))) or "none"
+
+
 def nearest_folder(path: Path) -> Path:
     """Return what is there already of the folders above `path`, the lowest of them."""
     above = path.absolute().parents or (path,)  # the root has none
@@ -141,13 +146,15 @@ def require_place(path: Path) -> None:
       DataError: what is there of its folders is a file, or may not be written to.
     """
     there = nearest_folder(path)
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        received = (
-            f"{path}, a folder"
-            if path.is_dir()
-            else f"{there}, " + ("which may not be written to" if there.is_dir() else "a file")
-        )
-        raise DataError(f"{path}: expected a place for a file. Received: {received}. Choose another one.")
+    if path.is_dir():
+        received = f"{path}, a folder"
+    elif not there.is_dir():
+        received = f"{there}, a file"
+    elif not os.access(there, os.W_OK):
+        received = f"{there}, which may not be written to"
+    else:
+        return
+    raise DataError(f"{path}: expected a place for a file. Received: {received}. Choose another one.")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

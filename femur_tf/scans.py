@@ -21,8 +21,6 @@ from femur_tf.jobs import Job
 
 SPACING_RATIO = 1.5
 """A scan whose spacing differs from the model's by more, along any axis, is warned about."""
-
-
 PREPARING_BYTES = 12
 """Taken for a voxel of the larger one of the scan's own grid and the working grid, while one becomes the other."""
 CORRECTING_BYTES = 20
@@ -68,6 +66,10 @@ class Room:
     after: int
     """For a while, after it."""
 
+    def beside(self, *, another: bool) -> int:
+        """Return what the next scan takes meanwhile, taken to be as large; nothing where there is none."""
+        return self.held + self.before if another else 0
+
 
 def room(image: volume.Volume, data: config.DataConfig) -> Room:
     """Return the memory that a scan takes beside the network.
@@ -98,8 +100,8 @@ def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: 
         taken = room(image, data)
     except ValueError:
         return  # `study.prepare` refuses such a scan, and names it
-    beside = taken.held + taken.before if another else 0
-    least = (machine.base_bytes() + taken.held + max(taken.before, taken.after + beside)) / 1e6
+    after = taken.after + taken.beside(another=another)
+    least = (machine.base_bytes() + taken.held + max(taken.before, after)) / 1e6
     if least > max_memory_mb:
         raise DataError(
             f"--max-memory: expected at least {math.ceil(least)} MB for a scan of "

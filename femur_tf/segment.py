@@ -69,7 +69,7 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     start, recipe = time.perf_counter(), bundle.recipe
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
     taken = scans.room(scan.image.volume, bundle.settings.data)
-    beside = taken.held + (taken.held + taken.before if another else 0)
+    beside = taken.held + taken.beside(another=another)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify, held_bytes=beside)
     return scans.finish(
         job,

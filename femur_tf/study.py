@@ -130,6 +130,15 @@ def needed(work: Path, plan: Plan, part: Part) -> tuple[Case, ...]:
     return cases
 
 
+def require_there(path: Path) -> None:
+    """Raise a `DataError` unless a plan's image is where the plan says."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: expected an image of the plan. Received: nothing there. Put it back, or plan again with its new "
+            "folder and --overwrite: records of the same contents stay valid."
+        )
+
+
 def digests(path: Path) -> list[str]:
     """Return the digests of all files of an image, wherever they lie and whenever they were written.
 
@@ -139,11 +148,7 @@ def digests(path: Path) -> list[str]:
     Raises:
       DataError: there is nothing.
     """
-    if not path.exists():
-        raise DataError(
-            f"{path}: expected an image of the plan. Received: nothing there. Put it back, or plan again with its new "
-            "folder and --overwrite: records of the same contents stay valid."
-        )
+    require_there(path)
     beside = path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*")
     return sorted(files.sha256(found) for found in (path.rglob("*") if path.is_dir() else beside) if found.is_file())
 

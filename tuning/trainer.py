@@ -176,8 +176,9 @@ class Trainer(BaseTuner):
             if about.starts > STARTS:
                 raise FailedTrialError(f"its process died {STARTS} times before an epoch ended")
             score = self._train(path, watch)
-            if math.isfinite(score):
-                hparams.write_score(path / RUN / "logs", objective, score)
+            if not math.isfinite(score):
+                raise callbacks.Diverged(f"the score is {score}")
+            hparams.write_score(path / RUN / "logs", objective, score)
         except (KeyboardInterrupt, Halted):
             about.starts = 0
             watch.note()
@@ -189,8 +190,6 @@ class Trainer(BaseTuner):
             with contextlib.suppress(OSError):  # there may be no room for this, either
                 watch.note()
             raise Halted(f"{path}: {error}") from error
-        if not math.isfinite(score):
-            raise callbacks.Diverged(f"the score is {score}")
         about.score = score
         return {objective: score}
 

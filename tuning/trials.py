@@ -131,7 +131,7 @@ def read_search(folder: Path) -> Search:
     """
     path = search_path(folder)
     if not path.exists():
-        there = ", ".join(sorted(other.parent.name for other in folder.parent.glob("*/search.json"))) or "none"
+        there = files.names_beside(folder, path.name)
         raise DataError(
             f"{path}: expected a search, found none of that name; there are: {there}. "
             f"Run first: {typed('tuning.search', folder.parent.parent, '--name', folder.name)}"
