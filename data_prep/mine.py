@@ -149,6 +149,7 @@ def mine_case(miner: Miner, case: study.Case) -> Found:
     Returns:
       What the manifest says of the case, and the counts of its errors.
     """
+    made_from = miner.fingerprint(case)  # before anything is read: what changes meanwhile is then noticed
     loaded = study.load_case(miner.plan, case)
     examples: list[bytes] = []
     kinds, found, drawn = [], [], []
@@ -163,7 +164,7 @@ def mine_case(miner: Miner, case: study.Case) -> Found:
     shards = write_records.write_shards(
         miner.folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order]
     )
-    entry = records.CaseRecords(case.name, case.part, shards, miner.fingerprint(case))
+    entry = records.CaseRecords(case.name, case.part, shards, made_from)
     return Found(entry, _summed(found), _summed(drawn))
 
 
@@ -214,7 +215,7 @@ def mine(arguments: MineArguments) -> Mined:
     size_bytes = examples * forecast.example_bytes(plan.data.patch, manifest.mode)
     forecast.require_disk(arguments.work, size_bytes, f"{examples:,} examples", "mine fewer (--per-case)")
     if arguments.overwrite:
-        files.remove(miner.folder)
+        files.clear(miner.folder)
     found = {}
     for number, case in enumerate(cases, start=1):
         command.say(f"{case.name} ({number} of {len(cases)})")
@@ -238,7 +239,10 @@ def mine(arguments: MineArguments) -> Mined:
 
 def main(arguments: MineArguments) -> None:
     """Mine, and print one table."""
-    mined = mine(arguments)
+    folder = study.records_path(arguments.work)  # mined sets lie in it
+    records.read_manifest(folder)  # raises where there is none, before anything is made
+    with files.locked(folder, "Wait for it to end, or end it."):
+        mined = mine(arguments)
     rows = [
         (case, *(f"{mined.drawn[case][error]:,} of {count:,}" for error, count in found.items()))
         for case, found in mined.found.items()

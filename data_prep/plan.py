@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,7 +94,7 @@ def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) ->
     Raises:
       DataError: some cases cannot be used; the message lists every problem of every case.
     """
-    with ThreadPoolExecutor(max(1, processes)) as pool:
+    with ThreadPoolExecutor(processes) as pool:
         measured = list(
             command.track(pool.map(lambda files: cohort.measure(files, label), pairs), "cases", total=len(pairs))
         )
@@ -147,7 +149,10 @@ def _patch_rule(arguments: PlanArguments, facts: Sequence[cohort.Facts], spacing
       DataError, ValueError: a flag out of range.
     """
     if arguments.scales_mm is not None:
-        return config.PatchConfig(spacing_mm=spacing_mm, scales_mm=numbers(arguments.scales_mm, "--scales-mm"))
+        rule = config.PatchConfig(spacing_mm=spacing_mm, scales_mm=numbers(arguments.scales_mm, "--scales-mm"))
+        if len(set(rule.steps)) < len(rule.steps):
+            raise DataError(f"--scales-mm: expected scales of other samples each. Received: {arguments.scales_mm}")
+        return rule
     rule = config.PatchConfig(spacing_mm=spacing_mm, scales_mm=config.PRESETS[arguments.preset].scales_mm)
     kept = fitted.scales_with_more_to_see(facts, rule)
     left_out = ", ".join(f"{scale:g} mm" for scale in rule.scales_mm if scale not in kept)
@@ -169,7 +174,8 @@ def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[
     test = None
     if arguments.test is not None:
         test = split.named([text.strip() for text in arguments.test.split(",") if text.strip()], names)
-    earlier = _earlier_parts(arguments)
+    before = _earlier(arguments)
+    earlier = {} if before is None else {case.name: case.part for case in before.cases}
     if arguments.new_split or not earlier:
         parts = split.first_split(names, test=test or frozenset(), validation=arguments.validation, seed=seed)
     else:
@@ -186,20 +192,30 @@ def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[
     return parts
 
 
-def _earlier_parts(arguments: PlanArguments) -> dict[str, study.Part]:
-    """Return the part of each case in the earlier plan; none without one.
+def _earlier(arguments: PlanArguments) -> study.Plan | None:
+    """Return the earlier plan, if any.
 
     Raises:
       DataError: it cannot be read, and the split is not drawn anew.
     """
     if not study.plan_path(arguments.work).exists():
-        return {}
+        return None
     try:
-        return {case.name: case.part for case in study.read_plan(arguments.work).cases}
+        return study.read_plan(arguments.work)
     except DataError as error:
         if arguments.new_split:
-            return {}
+            return None
         raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
+
+
+def warn_of_changes(earlier: study.Plan | None, plan: study.Plan) -> None:
+    """Name the settings that the earlier plan had otherwise: flags that are not repeated, edits of its file."""
+    if earlier is None:
+        return
+    old, new = ({"data": values["data"], "label": values["label"]} for values in map(config.to_dict, (earlier, plan)))
+    for name in sorted(config.differences(old, new)):
+        was, now = (functools.reduce(operator.getitem, name.split("."), values) for values in (old, new))
+        command.warn(f"{name}: {was} in the earlier plan, {now} now. Repeat its flag or edit the plan to keep it.")
 
 
 def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, Sequence[Suspicion]]) -> None:
@@ -240,7 +256,12 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecas
 def main(arguments: PlanArguments) -> None:
     """Check, plan, write `plan.json` and print one table."""
     path = study.plan_path(arguments.work)
+    files.require_place(path)
     files.refuse_existing(path, overwrite=arguments.overwrite)
+    if arguments.images.resolve() == arguments.masks.resolve():
+        raise DataError(f"--masks: expected another folder than that of the scans. Received: {arguments.masks}")
+    if arguments.processes < 1:
+        raise DataError(f"--processes: expected at least 1. Received: {arguments.processes}")
     pairing = cohort.pair(arguments.images, arguments.masks)
     for what, names in (("image without a mask", pairing.images_alone), ("mask without an image", pairing.masks_alone)):
         if names:
@@ -253,6 +274,7 @@ def main(arguments: PlanArguments) -> None:
         for case in pairing.pairs
     )
     plan = study.Plan(cases, data, arguments.label)
+    warn_of_changes(_earlier(arguments), plan)
     expected = forecast(plan, facts)
     free_bytes = check_disk(arguments.work, expected)
     files.write_json(path, config.to_dict(plan))

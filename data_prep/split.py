@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from femur_tf import image_io
 from femur_tf.errors import DataError
 from femur_tf.study import Part
 
@@ -28,7 +30,7 @@ def named(wanted: Sequence[str], names: Sequence[str]) -> frozenset[str]:
     """Return the cases that a user means.
 
     Args:
-      wanted: each the whole name of a case, or the number that it ends with (17 or 017 for hip_17).
+      wanted: each the whole name of a case or of its file, or the number that it ends with (17 or 017 for hip_17).
       names: all cases.
 
     Raises:
@@ -41,6 +43,8 @@ def _named(text: str, names: Sequence[str]) -> str:
     """Return the case that `text` means."""
     if text in names:
         return text
+    if (name := image_io.case_name(Path(text))) in names:  # the name of its file
+        return name
     ends = {name: re.search(r"\d+$", name) for name in names}
     found = [name for name, end in ends.items() if end and text.isdecimal() and int(end[0]) == int(text)]
     if len(found) != 1:
@@ -77,7 +81,8 @@ def first_split(names: Sequence[str], *, test: frozenset[str], validation: int |
     if not 0 <= validation < len(others):
         raise DataError(
             "expected 0 validation cases or more, and at least one train case. "
-            f"Received: {len(names)} cases, {len(test)} of them for the test, {validation} asked for validation."
+            f"Received: {len(names)} cases, {len(test)} of them for the test, {validation} for validation. "
+            "Add cases, name fewer with --test, or pass --validation 0."
         )
     chosen = set(others[:validation])
     return {name: _part(name, test=test, validation=chosen) for name in names}

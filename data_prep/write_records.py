@@ -129,6 +129,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
       What the manifest says of the case.
     """
     quiet.start_tensorflow()
+    made_from = fingerprint(plan, case, mode)  # before anything is read: what changes meanwhile is then noticed
     folder = study.records_path(work)
     shares = sampling.shared_out(sampling.asked(plan.data.sampling), plan.volumes(case))
     loaded = study.load_case(plan, case)
@@ -144,7 +145,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
         grids += [write_grid(folder, copy)] if mode == "index" else []
     order = case_rng(plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
     shards = write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
-    written = records.CaseRecords(case.name, case.part, shards, fingerprint(plan, case, mode), tuple(grids))
+    written = records.CaseRecords(case.name, case.part, shards, made_from, tuple(grids))
     files.write_json(_case_path(work, case), config.to_dict(written))
     return written
 
@@ -222,16 +223,24 @@ def write(
       overwrite: write again what another plan has made.
 
     Raises:
-      DataError: no plan, records of another plan, not enough disk, or not enough memory for so many processes.
+      DataError: no plan, no cases to train with, records of another plan, another process that writes, not enough
+        disk, or not enough memory for so many processes.
     """
     plan = study.read_plan(work)
+    study.needed(work, plan, "train")
+    with files.locked(study.records_path(work), "Wait for it to end, or end it."):
+        return _write(work, plan, mode=mode, processes=processes, overwrite=overwrite)
+
+
+def _write(work: Path, plan: study.Plan, *, mode: records.Mode, processes: int, overwrite: bool) -> records.Manifest:
+    """Do what `write` does, with the records to itself."""
     folder = study.records_path(work)
     cases = [case for case in plan.cases if case.part != "test"]
     if overwrite:
         for case in cases:
             for path in (case.image, case.mask):
                 study.require_there(Path(path))  # before anything is removed
-        files.remove(folder)
+        files.clear(folder)
     done = {case.name: _finished(work, plan, case, mode) for case in cases}
     todo = [case for case in cases if done[case.name] is None]
     examples = plan.data.sampling.per_case * len(todo)
@@ -240,7 +249,7 @@ def write(
     files.remove(records.manifest_path(folder))
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(processes, len(todo)))
+    workers = max(1, min(processes, len(todo)))  # of nothing to do, one
     with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=machine.end_with_parent) as pool:
         futures = [pool.submit(write_case, work, plan, case, mode) for case in todo]
         try:
@@ -261,6 +270,8 @@ def write(
 
 def main(arguments: WriteArguments) -> None:
     """Write the records and print one table."""
+    if arguments.processes < 1:
+        raise DataError(f"--processes: expected at least 1. Received: {arguments.processes}")
     mode: records.Mode = "index" if arguments.index_only else "patches"
     manifest = write(arguments.work, mode=mode, processes=arguments.processes, overwrite=arguments.overwrite)
     rows = []

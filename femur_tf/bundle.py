@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -151,11 +150,7 @@ def network(place: Path, settings: config.RunConfig) -> keras.Sequential:
     Raises:
       DataError: the file is damaged.
     """
-    try:
-        found = keras.saving.load_model(place / MODEL, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{place / MODEL}: expected a Keras model that can be loaded. Received: {reason}") from error
+    found = networks.load(place / MODEL, compiled=False)
     if all(layer.compute_dtype == layer.variable_dtype for layer in found.layers):
         return found
     result = networks.build(settings.model, settings.data.patch)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -81,12 +83,25 @@ def kept(
     """
     made_from = repr((working.shape, options.of_map)).encode() + working.data.tobytes()
     path = folder / bundle.digest[:12] / f"{name}-{hashlib.sha256(made_from).hexdigest()[:12]}.npz"
-    if not path.exists():
+    found = _read_map(path)
+    if found is None:
         command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")
+        found = bundles.working_map(bundle, working, options).data
         with files.whole(path) as temporary:
-            np.savez_compressed(temporary, map=bundles.working_map(bundle, working, options).data)
-    with np.load(path) as archive:
-        map_: np.ndarray = archive["map"]
+            np.savez_compressed(temporary, map=found)
+    return found
+
+
+def _read_map(path: Path) -> np.ndarray | None:
+    """Return a map that is kept; None where there is none, or it is damaged, as by a copy that was cut short."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as archive:
+            map_: np.ndarray = archive["map"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        command.warn(f"{path}: expected a map. Received: a damaged file. It is computed again.")
+        return None
     return map_
 
 

@@ -36,7 +36,7 @@ def choose(
       specificity: least specificity, for that method.
 
     Raises:
-      DataError: the validation cases do not allow the choice asked for.
+      DataError: the validation cases do not allow the choice asked for; the run has another network by now.
     """
     names = tuple(one.loaded.case.name for one in maps)
     try:
@@ -70,8 +70,22 @@ def adopt(bundle: bundles.Bundle, other: bundles.Bundle) -> bundles.ChosenRecipe
     return other.chosen
 
 
+def _require_same_network(bundle: bundles.Bundle) -> None:
+    """Raise where the run has another network by now, that of a training that went on.
+
+    Raises:
+      DataError: it has.
+    """
+    if bundles.load(bundle.folder, calibrated=False).digest != bundle.digest:
+        raise DataError(
+            f"{bundle.folder}: expected the network that was evaluated. Received: another one, the training went on "
+            "meanwhile. Evaluate again when it has ended."
+        )
+
+
 def _save(bundle: bundles.Bundle, chosen: bundles.ChosenRecipe) -> None:
     """Write the recipe beside the model; what was usual with another recipe is removed."""
+    _require_same_network(bundle)
     if chosen != bundle.chosen:
         files.remove(bundle.folder / bundles.COHORT)
     files.write_json(bundle.folder / bundles.RECIPE, config.to_dict(chosen))
@@ -95,5 +109,6 @@ def save_cohort(
             "The quality flag needs two or more training or validation cases that have not failed: it is left out."
         )
         return
+    _require_same_network(bundle)
     files.write_json(bundle.folder / bundles.COHORT, config.to_dict(found))
     command.say(f"Cohort of {found.cases} cases saved: {bundle.folder / bundles.COHORT}")

@@ -60,6 +60,8 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "") -> N
       kind: a dataclass; its fields are the flags, its docstring the help.
       verb: what is typed between the module and the flags.
     """
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # a file may have a name of another encoding
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"], prog=_typed_as(verb))
@@ -71,7 +73,12 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "") -> N
         fail(str(error))
         status = 2
     except KeyboardInterrupt:
-        fail("Interrupted. Run the same command again to go on.")
+        anew = getattr(parsed, "overwrite", False)
+        fail(
+            "Interrupted. With --overwrite the same command starts anew; without it, it goes on with what is there."
+            if anew
+            else "Interrupted. Run the same command again to go on."
+        )
         status = 130
     sys.exit(status or 0)
 

@@ -60,8 +60,9 @@ class SamplingConfig:
         require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
         require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
         require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
-        require(self.near_volume > 0, self, "near_volume", "a number above 0")
-        require(self.near_mm > 0, self, "near_mm", "a distance above 0 mm")
+        require(0 < self.near_volume < 1e6, self, "near_volume", "a number in (0, 1e6)")
+        require(0 < self.near_mm < 1e6, self, "near_mm", "a distance in (0, 1e6) mm")
+        require(0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
 
 
 @dataclasses.dataclass(frozen=True)

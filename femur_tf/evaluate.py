@@ -130,6 +130,8 @@ def _check_choice(arguments: EvaluateArguments) -> None:
         raise DataError(f"--max-memory: expected at least 1 MB. Received: {arguments.max_memory}")
     if arguments.specificity is not None and arguments.cutoff != "specificity":
         raise DataError("Expected --cutoff specificity with --specificity. Received: --specificity without it.")
+    if arguments.specificity is not None and not 0 < arguments.specificity < 1:
+        raise DataError(f"--specificity: expected a share in (0, 1), such as 0.99. Received: {arguments.specificity}")
 
 
 def _write_page(path: Path, title: str, judged: Judged, cutoff: float) -> None:

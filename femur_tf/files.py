@@ -48,6 +48,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Remove what a folder holds, if there is one; a link to it, as to a larger disk, stays."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        remove(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole, as UTF-8 in any locale."""
     with whole(path) as temporary:
@@ -67,7 +73,7 @@ def read_json(path: Path) -> Any:
       DataError: not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except ValueError as error:
         raise DataError(f"{path}: expected JSON. Received: {error}") from error
 
@@ -92,12 +98,13 @@ def read_versioned(path: Path, version: int, advice: str) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, advice: str) -> Iterator[None]:
+def locked(folder: Path, advice: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for it out of a folder while the block runs; the system lets go when one ends.
 
     Args:
-      folder: need not exist.
+      folder: or a file; need not exist.
       advice: what to do where another process is in it.
+      wait: for the other process, in place of an error; for what takes moments.
 
     Raises:
       DataError: another process is.
@@ -105,7 +112,7 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise DataError(f"{folder}: another process is working here. {advice}") from error
         yield

@@ -10,8 +10,11 @@ centre of the first convolution's maps, too (`WithCentre`).
 
 from __future__ import annotations
 
+import contextlib
 import math
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,6 +23,7 @@ from keras import ops
 from femur_tf.config import ModelConfig, PatchConfig
 from femur_tf.cost import centre_start
 from femur_tf.cost import map_sizes as map_sizes
+from femur_tf.errors import DataError
 
 BATCH_NORM_MOMENTUM = 0.95
 """Of the moving mean and variance: those of the last twenty steps or so count, for runs of a few hundred."""
@@ -243,3 +247,31 @@ def build(network: ModelConfig, rule: PatchConfig) -> keras.Sequential:
     # float32 whatever the rest computes in: a sigmoid in float16 loses the tails that the cut-off needs.
     model.add(keras.layers.Dense(1, activation="sigmoid", dtype="float32", name="probability", **_weights(network)))
     return model
+
+
+@contextlib.contextmanager
+def computing_in(policy: str) -> Iterator[None]:
+    """Build, load and compile networks under a dtype policy of Keras; of float16, losses are scaled, too."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def load(path: Path, *, compiled: bool) -> keras.Sequential:
+    """Load a network as it was saved.
+
+    Args:
+      path: a `.keras` file.
+      compiled: with its optimizer, loss and metrics, to train it further.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    try:
+        return keras.saving.load_model(path, compile=compiled)
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: expected a Keras model that can be loaded. Received: {reason}") from error

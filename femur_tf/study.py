@@ -12,8 +12,8 @@ reads it from here.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import glob
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,10 @@ FORMAT_VERSION = 1
 FOLDERS = ("--images", "DIR", "--masks", "DIR")
 """What a plan needs, for messages that advise to make one."""
 Part = Literal["train", "validation", "test"]
+DETACHED = (".nhdr", ".mhd")
+"""Headers whose voxels lie in another file."""
+VOXELS = (".raw", ".raw.gz", ".raw.bz2", ".zraw", ".gz", ".bz2", ".img", ".bin", ".dat", ".txt")
+"""What its name ends in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +112,10 @@ def read_plan(work: Path) -> Plan:
         raise DataError(f"{path}: expected a plan, found none. Run first: {typed('data_prep.plan', work, *FOLDERS)}")
     values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
     plan = config.from_dict(Plan, values, str(path))
-    names = [case.name for case in plan.cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    found = collections.Counter(case.name for case in plan.cases)
+    if leading := [name for name in found if name in ("", ".", "..") or name != Path(name).name]:
+        raise DataError(f"{path}: expected names of cases without slashes. Received: {', '.join(map(repr, leading))}.")
+    twice = sorted(name for name, count in found.items() if count > 1)
     if twice:
         raise DataError(f"{path}: expected each case in one part. Received: more than once {', '.join(twice)}.")
     return plan
@@ -143,14 +149,22 @@ def digests(path: Path) -> list[str]:
     """Return the digests of all files of an image, wherever they lie and whenever they were written.
 
     Args:
-      path: a DICOM folder; or a file, whose detached voxels (NRRD, MetaImage) lie beside it under the same name.
+      path: a DICOM folder; or a file, beside which those of its name hold its detached voxels (NRRD, MetaImage).
 
     Raises:
       DataError: there is nothing.
     """
     require_there(path)
-    beside = path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*")
-    return sorted(files.sha256(found) for found in (path.rglob("*") if path.is_dir() else beside) if found.is_file())
+    found = path.rglob("*") if path.is_dir() else [path, *_detached(path)]
+    return sorted(files.sha256(one) for one in found if one.is_file())
+
+
+def _detached(path: Path) -> list[Path]:
+    """Return the files that may hold the voxels of a header, of its name: not what else a case has, as a JSON file."""
+    if image_io.image_suffix(path) not in DETACHED:
+        return []
+    name = image_io.case_name(path)
+    return [path.with_name(name + suffix) for suffix in VOXELS]
 
 
 def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None = None) -> volume.Volume:

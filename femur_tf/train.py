@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,11 +55,21 @@ def _change(values: dict[str, Any], assignment: str) -> None:
     for parent in parents:
         target = target.get(parent, {}) if isinstance(target, dict) else {}
     if not found or not isinstance(target, dict) or last not in target:
-        raise DataError(f"--set: expected NAME=VALUE with a setting such as train.batch. Received: {assignment!r}")
+        near = difflib.get_close_matches(name, _names(values), n=3, cutoff=0.5)
+        example = f"Perhaps you meant {' or '.join(near)}." if near else "Names: see docs/train.md."
+        raise DataError(f"--set: expected NAME=VALUE with the name of a setting. Received: {assignment!r}. {example}")
     try:
         target[last] = json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        if isinstance(target[last], list | tuple) or text[:1] in ("[", "{"):
+            raise DataError(f"--set {name}: expected JSON such as [24,48,96]. Received: {text}") from error
         target[last] = text
+
+
+def _names(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings."""
+    inner = [(f"{prefix}{name}", value) for name, value in values.items()]
+    return [n for name, value in inner for n in (_names(value, f"{name}.") if isinstance(value, dict) else [name])]
 
 
 def _start(arguments: TrainArguments, data: config.DataConfig) -> dict[str, Any]:

@@ -83,3 +83,4 @@ class TrainConfig:
         require(self.bone_weight > 0, self, "bone_weight", "a weight above 0")
         require(self.focal_gamma >= 1, self, "focal_gamma", "at least 1")
         require(self.patience >= 1, self, "patience", "at least 1 epoch")
+        require(0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")

@@ -53,6 +53,12 @@ def _optimizer(settings: config.TrainConfig) -> keras.optimizers.Optimizer:
     return kind(settings.learning_rate, beta_1=settings.momentum)
 
 
+def _policy(train: config.TrainConfig) -> str:
+    """Return Keras's name of the precision to compute in."""
+    mixed = "mixed_float16" if has_gpu() else "mixed_bfloat16"
+    return mixed if train.mixed_precision else "float32"
+
+
 def compiled(settings: config.RunConfig) -> keras.Sequential:
     """Return the untrained network, ready for `fit`.
 
@@ -60,13 +66,8 @@ def compiled(settings: config.RunConfig) -> keras.Sequential:
     """
     train = settings.train
     keras.utils.set_random_seed(train.seed)
-    before = keras.config.dtype_policy()
-    mixed = "mixed_float16" if has_gpu() else "mixed_bfloat16"
-    keras.config.set_dtype_policy(mixed if train.mixed_precision else "float32")
-    try:
+    with model.computing_in(_policy(train)):
         network = model.build(settings.model, settings.data.patch)
-    finally:
-        keras.config.set_dtype_policy(before)
     focal = keras.losses.BinaryFocalCrossentropy(gamma=train.focal_gamma)
     network.compile(
         optimizer=_optimizer(train),
@@ -87,12 +88,12 @@ def _earlier(folder: Path, settings: config.RunConfig) -> Path | None:
     """Return the folder of the run to start from, if any.
 
     Raises:
-      DataError: it is the run itself.
+      DataError: it is the run itself, or no name of a run.
     """
     run = settings.train.start
     if run == folder.name:
         raise DataError(f"{folder}: expected another run to start from (--start). Received: this one.")
-    return folder.parent / run if run else None
+    return files.child(folder.parent, run) if run else None
 
 
 def _first(folder: Path, settings: config.RunConfig) -> keras.Sequential:
@@ -107,7 +108,7 @@ def _first(folder: Path, settings: config.RunConfig) -> keras.Sequential:
     path = run / "model.keras"
     if not path.exists():
         raise DataError(f"{path}: expected the run to start from (--start). Received: no such file.")
-    earlier = keras.saving.load_model(path, compile=False)
+    earlier = model.load(path, compiled=False)
     if [w.shape for w in earlier.weights] != [w.shape for w in network.weights]:
         raise DataError(f"{path}: expected the network of this run. Received: another. Use the same model settings.")
     network.set_weights(earlier.get_weights())
@@ -132,12 +133,13 @@ def _start(
     if not found:
         first = _first(folder, settings)
         if overwrite:
-            files.remove(folder)
+            files.clear(folder)
         files.write_json(folder / "config.json", config.to_dict(settings))
         files.write_json(folder / lineage.NAME, config.to_dict(learned))
         return first, State()
     state = State(**files.read_json(found[-1] / "state.json"))
-    network = keras.saving.load_model(found[-1] / "model.keras")
+    with model.computing_in(_policy(settings.train)):
+        network = model.load(found[-1] / "model.keras", compiled=True)
     for chance, words in zip(dropout_states(network), state.dropout, strict=True):
         chance.assign(words)
     return network, state

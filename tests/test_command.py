@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -19,6 +22,8 @@ class Arguments:
 
     number: int = 3
     """How many."""
+    overwrite: bool = False
+    """Count anew."""
 
 
 @pytest.fixture
@@ -89,6 +94,22 @@ def test_an_interrupt_says_how_to_go_on(run):
     status, _, err = run(raiser(KeyboardInterrupt()))
     assert status == 130
     assert "Run the same command again" in err
+
+
+def test_an_interrupt_of_what_overwrites_does_not_advise_to_start_anew(run):
+    err = run(raiser(KeyboardInterrupt()), "--overwrite")[2]
+    assert "With --overwrite the same command starts anew; without it, it goes on" in err
+
+
+def test_a_name_of_another_encoding_is_shown_escaped():
+    line = (
+        "import dataclasses, os; from femur_tf import command\n"
+        "Nothing = dataclasses.make_dataclass('Nothing', [])\n"
+        "command.run(lambda _: command.say(os.fsdecode(b'M\\xfcller')), Nothing)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    found = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, env=environment)
+    assert (found.returncode, found.stdout) == (0, "M\\udcfcller\n"), found.stderr
 
 
 @pytest.mark.parametrize("flags", [["--debug"], ["--number", "5", "--debug"]])

@@ -129,6 +129,32 @@ def test_a_map_is_computed_once(work, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_map_that_is_damaged_is_computed_again(work, capsys):
+    first = choose(work)
+    path = next((work / "runs" / "default" / "maps").rglob("*.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert choose(work) == first
+    assert "expected a map. Received: a damaged file. It is computed again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_recipe_is_not_saved_beside_another_network(work, monkeypatch):
+    run = work / "runs" / "default"
+    real = case_maps.raw_counts
+
+    def trained_meanwhile(maps):
+        found = bundle.load(run, calibrated=False)
+        found.model.set_weights([2 * weight for weight in found.model.get_weights()])
+        found.model.save(run / bundle.MODEL)
+        return real(maps)
+
+    monkeypatch.setattr(case_maps, "raw_counts", trained_meanwhile)
+    with pytest.raises(DataError, match=r"expected the network that was evaluated\. .* Evaluate again when it has"):
+        choose(work)
+    assert not (run / bundle.RECIPE).exists()
+
+
+@pytest.mark.slow
 def test_of_test_cases_one_is_held_at_a_time(work, monkeypatch):
     choose(work)
     plan = study.read_plan(work)
@@ -212,11 +238,11 @@ def test_a_test_before_the_choice_is_refused(work):
     assert not (work / "reports").exists()
 
 
-def test_a_specificity_that_would_be_ignored_or_cannot_be_had_is_refused(work):
+def test_a_specificity_that_would_be_ignored_or_is_no_share_is_refused(work):
     with pytest.raises(DataError, match="Expected --cutoff specificity"):
         choose(work, specificity=0.9)
-    with pytest.raises(DataError, match="hip_03: expected a specificity of at most 1"):
-        choose(work, cutoff="specificity", specificity=2.0)
+    with pytest.raises(DataError, match=r"--specificity: expected a share in \(0, 1\), such as 0\.99\. Received: 99"):
+        choose(work, cutoff="specificity", specificity=99)
 
 
 def all_train(work):

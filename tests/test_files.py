@@ -116,6 +116,12 @@ def test_a_file_that_is_not_json_is_named(tmp_path, text):
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
 
 
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}', encoding="utf-8-sig")
+    assert files.read_json(path) == {"a": 1}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"plan\.json"):
         files.read_json(tmp_path / "plan.json")
@@ -162,6 +168,16 @@ def test_a_place_for_a_file_has_a_folder_above_it(tmp_path):
     for path, words in ((tmp_path, "a folder"), (tmp_path / "file" / "a.json", "file, a file")):
         with pytest.raises(DataError, match=rf"expected a place for a file\. Received: .*{words}"):
             files.require_place(path)
+
+
+def test_what_a_folder_holds_is_removed_and_a_link_to_it_stays(tmp_path):
+    real, link = tmp_path / "disk", tmp_path / "records"
+    (real / "shards").mkdir(parents=True)
+    (real / "shards" / "a").write_text("a")
+    link.symlink_to(real)
+    files.clear(link)
+    assert link.is_symlink() and list(real.iterdir()) == []
+    files.clear(tmp_path / "none")
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path):

@@ -45,6 +45,11 @@ def test_training_goes_on_with_mined_examples(work, monkeypatch):
     assert (kept.mined, kept.start) == (("default",), "default")
 
 
+def test_a_run_to_start_from_has_a_name(work):
+    with pytest.raises(DataError, match=r"expected the name of a folder in it\. Received: 'default/\.\./x'"):
+        training._earlier(study.run_path(work, "x"), settings(work, start="default/../x"))
+
+
 @pytest.mark.parametrize(
     ("start", "filters", "words"),
     [("missing", (2, 2), r"expected the run to start from \(--start\)"), ("default", (3, 2), "network of this run")],

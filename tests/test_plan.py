@@ -15,7 +15,7 @@ from data_prep.cohort import Facts, Pair
 from data_prep.fitted import copies, scales_with_more_to_see
 from data_prep.forecast import Forecast, check_disk, forecast
 from data_prep.plan import PlanArguments, check, main, numbers
-from femur_tf import files, study
+from femur_tf import config, files, study
 from femur_tf.config import PRESETS, NormalisationConfig, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
@@ -210,6 +210,48 @@ def test_a_new_split_tells_which_cases_move(cohort: Path, capsys: pytest.Capture
     told = capsys.readouterr().err
     assert "hip_02 moves from test to" in told
     assert " to test: runs made before used it otherwise" in told
+
+
+def test_what_the_earlier_plan_had_otherwise_is_told(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(cohort, copies=2)
+    sampling = dataclasses.replace(plan.data.sampling, near_mm=20.0)
+    edited = dataclasses.replace(plan, data=dataclasses.replace(plan.data, sampling=sampling))
+    files.write_json(study.plan_path(cohort / "work"), config.to_dict(edited))
+    capsys.readouterr()
+    _plan(cohort, copies=3, overwrite=True)
+    told = capsys.readouterr().err
+    assert "data.sampling.near_mm: 20.0 in the earlier plan, 12.0 now. Repeat its flag" in told
+    assert "data.variation.copies: 2 in the earlier plan, 3 now" in told
+    _plan(cohort, copies=3, overwrite=True)
+    assert "in the earlier plan" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"processes": 0}, r"--processes: expected at least 1\. Received: 0"),
+        ({"scales_mm": "0,0"}, r"--scales-mm: expected scales of other samples each\. Received: 0,0"),
+        ({"test": "1,2,3,4,5,6"}, r"6 of them for the test.*name fewer with --test, or pass --validation 0"),
+    ],
+)
+def test_what_makes_no_plan_is_refused(cohort: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        _plan(cohort, **changes)
+
+
+def test_one_folder_for_scans_and_masks_is_refused(cohort: Path) -> None:
+    with pytest.raises(DataError, match="--masks: expected another folder than that of the scans"):
+        _plan(cohort, masks=cohort / "images")
+
+
+def test_a_file_in_place_of_the_study_is_refused_before_cases_are_read(cohort: Path) -> None:
+    (cohort / "work").write_text("")
+    with pytest.raises(DataError, match=r"plan\.json: expected a place for a file\. Received: .*work, a file"):
+        _plan(cohort)
+
+
+def test_a_test_case_may_be_named_by_its_file(cohort: Path) -> None:
+    assert [case.name for case in _plan(cohort, test="hip_02.nii.gz").part("test")] == ["hip_02"]
 
 
 def test_fewer_examples_than_copies_are_refused(cohort: Path) -> None:

@@ -92,6 +92,15 @@ def test_other_than_a_plan_of_this_version_is_refused(tmp_path, values, message)
         study.read_plan(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "..", ""])
+def test_a_case_whose_name_leads_elsewhere_is_refused(tmp_path, name):
+    plan = tiny.write_study(tmp_path)
+    changed = (dataclasses.replace(plan.cases[0], name=name), *plan.cases[1:])
+    files.write_json(study.plan_path(tmp_path), config.to_dict(dataclasses.replace(plan, cases=changed)))
+    with pytest.raises(DataError, match=rf"plan\.json: expected names of cases without slashes\. Received: '{name}'\."):
+        study.read_plan(tmp_path)
+
+
 def test_a_folder_without_a_plan_says_what_to_run_first(tmp_path):
     with pytest.raises(DataError, match=r"plan\.json: expected a plan.*Run first: python -m data_prep\.plan"):
         study.read_plan(tmp_path)

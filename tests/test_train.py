@@ -113,7 +113,9 @@ def test_how_records_came_about_is_known_of_the_records_alone(tmp_path):
     ("arguments", "message"),
     [
         ({"epochs": 2, "minutes": 1.0}, r"Expected --epochs or --minutes\. Received: both"),
-        ({"set": ("train.bach=3",)}, r"--set: expected NAME=VALUE .* Received: 'train\.bach=3'"),
+        ({"set": ("train.bach=3",)}, r"--set: expected NAME=VALUE .* 'train\.bach=3'\. Perhaps you meant train\.batch"),
+        ({"set": ("xyz=3",)}, r"--set: expected NAME=VALUE .* Received: 'xyz=3'\. Names: see docs/train"),
+        ({"set": ("model.filters=[16,x]",)}, r"--set model\.filters: expected JSON such as \[24,48,96\]\. .*16,x"),
         ({"set": ("batch=3",)}, "--set: expected NAME=VALUE"),
         ({"set": ("train.batch",)}, "--set: expected NAME=VALUE"),
         ({"set": ("train.batch.size=3",)}, "--set: expected NAME=VALUE"),

@@ -233,6 +233,34 @@ def test_a_killed_run_goes_on_with_the_dropout_that_it_would_have_had(written, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_killed_run_in_mixed_precision_goes_on_in_it(written, tmp_path, monkeypatch, gpu):
+    monkeypatch.setattr(training, "has_gpu", lambda: gpu)
+    mixed = settings(epochs=2, mixed_precision=True)
+    expected = training.train(written, tmp_path / "whole", mixed)
+    with killed_after(1), pytest.raises(Killed):
+        training.train(written, tmp_path / "killed", mixed)
+    found = training.train(written, tmp_path / "killed", mixed)
+    assert found.history[-1]["val_loss"] == pytest.approx(expected.history[-1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_damaged_is_named(written, tmp_path):
+    training.train(written, tmp_path / "run", settings(epochs=2))
+    path = callbacks.checkpoints(tmp_path / "run")[-1] / "model.keras"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"model\.keras: expected a Keras model that can be loaded"):
+        training.train(written, tmp_path / "run", settings(epochs=2))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 202504121230])
+def test_a_seed_out_of_range_is_refused(seed):
+    for kind in (TrainConfig, config.SamplingConfig):
+        with pytest.raises(ValueError, match=r"seed: expected a whole number in \[0, 2\^32\)"):
+            kind(seed=seed)
+
+
+@pytest.mark.slow
 def test_a_killed_run_of_minutes_goes_on_with_what_is_left_of_them(written, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(callbacks.Clock, "_now", lambda self: float(next(ticks)))

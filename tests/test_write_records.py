@@ -275,6 +275,55 @@ def test_an_image_of_several_files_has_the_digest_of_each(tmp_path):
     assert len(study.digests(tmp_path / "series")) == 2
 
 
+def test_what_lies_beside_an_image_is_not_the_image(tmp_path):
+    for name in ("1.2.nii.gz", "1.2.json", "1.2.7.nii.gz"):
+        (tmp_path / name).write_text(name)
+    assert study.digests(tmp_path / "1.2.nii.gz") == [files.sha256(tmp_path / "1.2.nii.gz")]
+
+
+def test_a_mask_that_changes_while_its_case_is_written_is_noticed(tmp_path, in_threads, monkeypatch):
+    tiny.write_study(tmp_path)
+    read = study.load_case
+
+    def read_then_changed(plan, case):
+        found = read(plan, case)
+        if case.name == "hip_01":
+            change_mask(tmp_path)
+        return found
+
+    monkeypatch.setattr(study, "load_case", read_then_changed)
+    write_records.write(tmp_path)
+    with pytest.raises(DataError, match=r"hip_01\.json: expected records of this plan.*other files"):
+        write_records.write(tmp_path)
+
+
+def test_two_processes_that_write_one_study_are_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    with (
+        files.locked(study.records_path(tmp_path), ""),
+        pytest.raises(DataError, match=r"records: another process is working here\. Wait for it to end"),
+    ):
+        write_records.write(tmp_path)
+
+
+def test_records_that_lie_on_another_disk_stay_there(tmp_path, in_threads):
+    tiny.write_study(tmp_path)
+    (tmp_path / "disk").mkdir()
+    study.records_path(tmp_path).symlink_to(tmp_path / "disk")
+    write_records.write(tmp_path)
+    write_records.write(tmp_path, mode="index", overwrite=True)
+    assert study.records_path(tmp_path).is_symlink()
+    assert records.read_manifest(tmp_path / "disk").mode == "index"
+
+
+def test_a_plan_without_training_cases_is_refused(tmp_path):
+    plan = tiny.write_study(tmp_path)
+    cases = tuple(dataclasses.replace(case, part="test") for case in plan.cases)
+    files.write_json(study.plan_path(tmp_path), config.to_dict(dataclasses.replace(plan, cases=cases)))
+    with pytest.raises(DataError, match=r"plan\.json: expected train cases\. Received: none"):
+        write_records.write(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "mode"), [(change_seed, "patches"), (change_mask, "patches"), (lambda work: None, "index")]
 )
