@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -20,12 +21,25 @@ def is_series(path: Path) -> bool:
     return path.is_dir() and any(_is_dicom_file(entry) for entry in sorted(path.iterdir()))
 
 
+def below(folder: Path) -> Path | None:
+    """Return a folder with a DICOM file one or two levels below a folder; None where there is none to be seen."""
+    for path in (path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern))):
+        with contextlib.suppress(OSError):
+            if is_series(path):
+                return path
+    return None
+
+
 def _is_dicom_file(path: Path) -> bool:
-    """Tell whether a file has DICOM's mark, `DICM` after a preamble of 128 bytes, and is no table of contents."""
+    """Tell whether a file has DICOM's mark, `DICM` after a preamble of 128 bytes, and is no table of contents.
+
+    One that may not be read shows no mark: the slices beside it tell of the series, and its name that it is one.
+    """
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
-    with path.open("rb") as stream:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
         return stream.read(132)[128:] == b"DICM"
+    return False
 
 
 def read(folder: Path) -> tuple[sitk.Image, str | None]:
@@ -44,11 +58,12 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files_of)
     reader.MetaDataDictionaryArrayUpdateOn()
+    reader.SetSpacingWarningRelThreshold(header_geometry.GAP_TOLERANCE)  # by default, rounding is warned of
     with library(folder):
         image = reader.Execute()
     known = [[tag for tag in header_geometry.TAGS if reader.HasMetaDataKey(k, tag)] for k in range(len(names))]
     slices = [{tag: reader.GetMetaData(k, tag) for tag in tags} for k, tags in enumerate(known)]
-    if len({tuple(tags.get(tag) for tag in header_geometry.RESCALE) for tags in slices}) > 1:
+    if len({tuple(tags.get(tag) for tag in header_geometry.GREY) for tags in slices}) > 1:
         reader.SetOutputPixelType(sitk.sitkFloat32)  # that of the first slice may not hold the others' grey values
         with library(folder):
             image = reader.Execute()
@@ -61,13 +76,24 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
 
 
 def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the files of a folder that the reader passed over and that seem to be slices, by mark or suffix.
+    """Return the files of a folder that the reader passed over and that seem to be slices, by mark, suffix or name.
 
     Files of another class, such as reports and presentation states, are none.
     """
     others = [path for path in sorted(folder.iterdir()) if path.name not in names and not path.name.startswith(".")]
-    alike = [path for path in others if (path.is_file() and path.suffix.lower() in SUFFIXES) or _is_dicom_file(path)]
+    usual = {_numbered(name) for name in names}
+    alike = [path for path in others if path.is_file() and (_named_as_slice(path, usual) or _is_dicom_file(path))]
     return [path.name for path in alike if _sop_class(path) in (None, _sop_class(folder / names[0]))]
+
+
+def _named_as_slice(path: Path, usual: Set[str]) -> bool:
+    """Tell whether a file has a suffix of DICOM, or the name of a slice with another number."""
+    return path.suffix.lower() in SUFFIXES or _numbered(path.name) in usual
+
+
+def _numbered(name: str) -> str:
+    """Return a name with a sign in place of each number: the same for all slices, as a rule."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _sop_class(path: Path) -> bytes | None:

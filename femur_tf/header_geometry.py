@@ -1,19 +1,21 @@
-"""What files say of their geometry, told by their headers alone: DICOM slices above all, NIfTI, NRRD and MetaImage.
+"""What files say of their geometry, told by their headers alone: DICOM slices above all, and NIfTI.
 
 The readers assume what they do not find: that the slices of a series lie evenly and straight one behind the other,
-1 mm where there is no spacing, axes along the patient's. A wrong volume, and not a word. DICOM tags are read as the
-standard defines them (PS3.3, C.7.6.2).
+1 mm where there is no spacing, axes along the patient's. Where a header says two things, they take one. A wrong volume,
+and not a word. DICOM tags are read as the standard defines them (PS3.3, C.7.6.2).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import nibabel
 import numpy as np
 from nibabel import orientations
+
+from femur_tf.volume import Volume, corner_distance_mm, spacings_agree
 
 FRAMES = "0028|0008"  # Number of Frames
 POSITION = "0020|0032"  # Image Position (Patient), mm
@@ -22,7 +24,10 @@ SPACING = "0028|0030"  # Pixel Spacing, mm
 RESCALE = ("0028|1052", "0028|1053")  # Rescale Intercept and Slope
 BETWEEN = "0018|0088"  # Spacing Between Slices, mm
 THICKNESS = "0018|0050"  # Slice Thickness, mm
-TAGS = (FRAMES, POSITION, ORIENTATION, SPACING, *RESCALE, BETWEEN, THICKNESS)
+STORED = ("0028|0100", "0028|0103")  # Bits Allocated, Pixel Representation: with a sign or without
+TAGS = (FRAMES, POSITION, ORIENTATION, SPACING, *RESCALE, BETWEEN, THICKNESS, *STORED)
+GREY = (*RESCALE, *STORED)
+"""What tells how grey values are kept, for each slice anew."""
 GEOMETRY = {POSITION: ("position", 3), ORIENTATION: ("orientation", 6), SPACING: ("pixel spacing", 2)}
 GAP_TOLERANCE = 0.05
 """Slices are evenly spaced where each gap is within this share of the median gap (bound included)."""
@@ -32,14 +37,13 @@ included), so that each voxel is nearest to the place that it is given. Counted 
 and rounding does not: 3 decimals of cosines, over 200 mm, are 0.2 mm."""
 ALIKE = 1e-3
 """Cosines, and pixel spacings in mm, that differ by at most this are equal."""
+RIGHT_ANGLE = 0.01
+"""Axes are at right angles where no two of them have a larger cosine (0.6 degrees; bound included)."""
+FORM_TOLERANCE = 0.5
+"""Two forms of a NIfTI header agree where no corner is further apart than this share of the finest spacing (bound
+included)."""
 AGAIN = "Export the series again with its geometry."
-NRRD_SPACES = ("ras", "las", "lps", "right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
-"""The spaces of NRRD files that lie in the patient, as far as the reader knows them."""
-META_DIRECTIONS = {"transformmatrix", "orientation", "rotation"}
-LENGTHS = ("spacedirections", "spacings", "elementspacing", "elementsize")
-"""Where NRRD and MetaImage files tell how far apart voxels are; the first that is there counts."""
-LENGTH = re.compile(r"\([^)]*\)|[-+]?[.\d]\S*")
-"""A number or a vector: not `nan`, `none` or `???`, which are no length."""
+STRAIGHTEN = "Resample it to a straight one first, for instance in 3D Slicer, and save that as NIfTI."
 SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 
 
@@ -119,8 +123,25 @@ def _check_shifts(
         furthest = shifted[np.linalg.norm(shift_mm[shifted], axis=1).argmax()]
         raise ValueError(
             f"expected slices one straight behind the other. Received: {names[furthest]} shifted within its plane by "
-            f"{np.linalg.norm(shift_mm[furthest]):.3f} mm from {names[0]}, a tilted or staggered stack. Resample it to "
-            "a straight one first, for instance in 3D Slicer, and save that as NIfTI."
+            f"{np.linalg.norm(shift_mm[furthest]):.3f} mm from {names[0]}, a tilted or staggered stack. {STRAIGHTEN}"
+        )
+
+
+def check_axes(affine: np.ndarray) -> None:
+    """Raise unless the axes of a volume are at right angles: elsewhere a voxel is taken for a box.
+
+    Args:
+      affine: (4, 4) index -> RAS mm, each axis of some length.
+
+    Raises:
+      ValueError: two axes at another angle, a sheared volume.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())  # of two axes: each has 1 with itself
+    if cosine > RIGHT_ANGLE:
+        raise ValueError(
+            f"expected axes at right angles. Received: axes {math.degrees(math.acos(min(cosine, 1.0))):.1f} degrees "
+            f"apart, a sheared volume. {STRAIGHTEN}"
         )
 
 
@@ -147,7 +168,7 @@ def series_doubt(slices: Sequence[Mapping[str, str]], affine: np.ndarray) -> str
       slices: the texts of the tags that each slice has, of `TAGS`.
       affine: (4, 4) index -> RAS mm, as it was read.
     """
-    return _assumed("spacing", affine) if len(slices) == 1 and lone_slice_mm(slices) is None else None
+    return assumed("spacing", affine) if len(slices) == 1 and lone_slice_mm(slices) is None else None
 
 
 def check_nifti(header: Mapping[str, np.ndarray]) -> None:
@@ -169,56 +190,68 @@ def check_nifti(header: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"expected non-zero voxel spacing. Received: {received}. Export the scan with its geometry.")
 
 
-def nifti_doubt(header: Mapping[str, np.ndarray], affine: np.ndarray) -> str | None:
-    """Return what a NIfTI header leaves open and its reader assumes; None where it leaves nothing open.
+def nifti_doubt(header: nibabel.Nifti1Header, stored: Mapping[str, np.ndarray], volume: Volume) -> str | None:
+    """Return what a NIfTI header leaves open, or says in two ways; None where it says one thing.
 
     Args:
       header: as the reader mended it.
-      affine: (4, 4) index -> RAS mm, as it was read.
+      stored: the same as stored.
+      volume: as it was read, by the sform where there is one. ITK takes its spacing from pixdim, and often the qform.
     """
-    return None if header["sform_code"] > 0 or header["qform_code"] > 0 else _assumed("orientation", affine)
+    if header["sform_code"] <= 0:
+        return None if header["qform_code"] > 0 else assumed("orientation", volume.affine)
+    received = _forms_differ(header, volume)
+    if received:
+        return _taken("the qform", received, volume.affine)
+    lengths_mm = [float(length) for length in np.abs(stored["pixdim"][1:4])]
+    if not spacings_agree(lengths_mm, volume.spacing_mm):
+        return _taken("pixdim", f"sform and pixdim differ, pixdim is {_product(lengths_mm)} mm", volume.affine)
+    return None
 
 
-def text_doubt(lines: Iterable[bytes], affine: np.ndarray) -> str | None:
-    """Return what a NRRD or MetaImage header leaves open and its reader assumes; None where it leaves nothing open.
+def _forms_differ(header: nibabel.Nifti1Header, volume: Volume) -> str | None:
+    """Return how the qform of a header differs from the sform, by which a volume was read; None where it does not."""
+    if header["qform_code"] <= 0:
+        return None
+    try:
+        apart_mm = corner_distance_mm(volume, header.get_qform())
+    except ValueError:
+        return "a sform, and a qform that is no rotation"
+    allowed_mm = FORM_TOLERANCE * min(volume.spacing_mm)
+    return f"sform and qform differ, by up to {apart_mm:.3g} mm" if apart_mm > allowed_mm else None
+
+
+def _taken(other: str, received: str, affine: np.ndarray) -> str:
+    """Return the warning of a header that says two things, of which the sform is taken."""
+    return (
+        f"expected one geometry. Received: {received}. Taken: the sform, {_axes(affine)}. Other programs may take "
+        f"{other}, and show another side or spacing: check, or export the scan with one geometry."
+    )
+
+
+def assumed(left_open: str, affine: np.ndarray) -> str:
+    """Return the warning of what a header leaves open, and what its reader made of it.
 
     Args:
-      lines: of the file, from its first.
+      left_open: the orientation of the axes, their spacing, or both.
       affine: (4, 4) index -> RAS mm, as it was read.
-
-    Raises:
-      ValueError: an axis whose spacing is not a finite number, of which the reader makes 1 mm.
     """
-    fields = _fields(lines)
-    lengths = next((fields[name] for name in LENGTHS if name in fields), None)
-    if lengths is not None and len(LENGTH.findall(lengths)) < 3:
-        raise ValueError(
-            f"expected a finite spacing of each axis. Received: {lengths}. Export the scan with its geometry."
-        )
-    in_patient = "spacedirections" in fields and fields.get("space", "").lower() in NRRD_SPACES
-    oriented = in_patient or not META_DIRECTIONS.isdisjoint(fields)
-    left_open = ["orientation"] * (not oriented) + ["spacing"] * (lengths is None)
-    return _assumed(" and ".join(left_open), affine) if left_open else None
-
-
-def _fields(lines: Iterable[bytes]) -> dict[str, str]:
-    """Return the fields in the text that a file starts with, their names in lower case and without spaces."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.decode("latin-1").replace("=", ":", 1).partition(":")
-        name = name.replace(" ", "").strip().lower()
-        fields[name] = value.strip()
-        if name in ("", "elementdatafile"):  # voxels follow
-            break
-    return fields
-
-
-def _assumed(left_open: str, affine: np.ndarray) -> str:
-    """Return the warning of what a header leaves open, and what its reader made of it."""
-    axes = ", ".join(orientations.aff2axcodes(affine, SIDES))
-    spacing = " x ".join(f"{length:.3g}" for length in np.linalg.norm(affine[:3, :3], axis=0))
     at_risk = "Left and right" if "orientation" in left_open else "Lengths"
     return (
-        f"expected the {left_open} of its axes. Received: none. Assumed: axes run to the patient's {axes}, with "
-        f"{spacing} mm between voxels. {at_risk} may be wrong: check, or export the scan with its geometry."
+        f"expected the {left_open} of its axes. Received: none. Assumed: {_axes(affine)}. {at_risk} may be wrong: "
+        "check, or export the scan with its geometry."
     )
+
+
+def _axes(affine: np.ndarray) -> str:
+    """Return where axes run, and how far apart voxels are along them."""
+    spacing = _product(np.linalg.norm(affine[:3, :3], axis=0))
+    return (
+        f"axes run to the patient's {', '.join(orientations.aff2axcodes(affine, SIDES))}, with {spacing} mm between "
+        "voxels"
+    )
+
+
+def _product(lengths: Sequence[float] | np.ndarray) -> str:
+    """Return lengths as a person writes them."""
+    return " x ".join(f"{length:.3g}" for length in lengths)

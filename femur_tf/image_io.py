@@ -8,7 +8,9 @@ is written on the grid of its image, and a NIfTI result keeps that image's heade
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel
@@ -16,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel import filebasedimages, openers
 
-from femur_tf import command, dicom_series, files, header_geometry, intensity
+from femur_tf import command, dicom_series, files, header_geometry, intensity, text_header
 from femur_tf.errors import WriteError
 from femur_tf.image_errors import bad_file, library, listed, named
 from femur_tf.volume import Volume, lps_affine, require_same_grid, to_lps
@@ -26,6 +28,10 @@ META = (".mha", ".mhd")
 READABLE = (*NIFTI, ".nrrd", ".nhdr", *META)
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """Formats of one file; `.nhdr` and `.mhd` keep their voxels in a second one, which cannot be renamed with it."""
+MOST_LABELS = 100
+"""Of a mask; atlases of the whole body have fewer, scans more."""
+LABEL_TOLERANCE = 1e-3
+"""A label is a whole number to this (bound included): a file that keeps labels scaled has them rounded."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +58,7 @@ def case_name(path: Path) -> str:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the cases in a folder: image files and subfolders of DICOM files; hidden and other entries are passed over.
+    """List the cases in a folder: image files and subfolders of DICOM files; say what else is in it.
 
     Returns:
       Case name -> path, sorted by name; empty where the folder has no image.
@@ -65,13 +71,36 @@ def list_images(folder: Path) -> dict[str, Path]:
             folder, "a folder of images", "a file" if folder.exists() else "nothing there", "Check the path."
         )
     cases: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not ((path.is_file() and image_suffix(path)) or dicom_series.is_series(path)):
+    passed = []
+    for path in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        if not _is_case(path):
+            passed.append(path)
             continue
         other = cases.setdefault(case_name(path), path)
         if other != path:
             raise bad_file(path, "one image a case", f"{other.name} has the same case name", "Remove or rename one.")
+    beside = {name.partition(".")[0] for name in cases}  # a case's second file, notes on it
+    _tell_passed(folder, [path for path in passed if path.name.partition(".")[0] not in {*beside, "DICOMDIR"}])
     return dict(sorted(cases.items()))
+
+
+def _is_case(path: Path) -> bool:
+    """Tell whether an entry of a folder is an image file or a folder of DICOM files; warn of a folder that hides it."""
+    try:
+        return (path.is_file() and image_suffix(path) is not None) or dicom_series.is_series(path)
+    except OSError as error:
+        command.warn(f"{path}: expected a folder that can be read. Received: {error.strerror}. It is passed over.")
+        return False
+
+
+def _tell_passed(folder: Path, passed: Sequence[Path]) -> None:
+    """Say which entries of a folder are no cases; warn where DICOM files lie deeper in one."""
+    if passed:
+        names = listed([path.name for path in passed], 3)
+        command.say(f"{folder}: {len(passed)} passed over, neither an image nor a folder of DICOM slices: {names}")
+    deeper = next(filter(None, map(dicom_series.below, passed)), None)
+    if deeper:
+        command.warn(f"{folder}: DICOM files in {deeper} are passed over. Hand in the folder that holds the slices.")
 
 
 def read_image(path: Path) -> Image:
@@ -101,18 +130,24 @@ def _read(path: Path) -> Image:
         image, doubt = dicom_series.read(path)
         return dataclasses.replace(_from_sitk(image, path), doubt=doubt)
     suffix = image_suffix(path)
-    if suffix in NIFTI:
-        return _read_nifti(path)
-    if suffix:
-        with library(path):
-            # By the name alone it would not know a suffix in capitals.
-            image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if suffix in META else "")
-        result = _from_sitk(image, path)
-        with path.open("rb") as stream, named(path):
-            return dataclasses.replace(result, doubt=header_geometry.text_doubt(stream, result.volume.affine))
-    raise bad_file(
-        path, f"{', '.join(READABLE)} or a DICOM folder", "another file", "Convert it, or hand in the folder."
-    )
+    if suffix is None:
+        raise bad_file(
+            path, f"{', '.join(READABLE)} or a DICOM folder", "another file", "Convert it, or hand in the folder."
+        )
+    return _read_nifti(path) if suffix in NIFTI else _read_text_headed(path)
+
+
+def _read_text_headed(path: Path) -> Image:
+    """Read a NRRD or MetaImage file."""
+    with library(path):
+        # By the name alone it would not know a suffix in capitals.
+        image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if image_suffix(path) in META else "")
+        with path.open("rb") as stream:
+            header = text_header.fields(stream)
+            text_header.check_packed(header, stream, path.parent)
+    result = _from_sitk(image, path)
+    with named(path):
+        return dataclasses.replace(result, doubt=text_header.doubt(header, result.volume.affine))
 
 
 def _read_nifti(path: Path) -> Image:
@@ -128,8 +163,8 @@ def _read_nifti(path: Path) -> Image:
         data = np.asarray(image.dataobj)
     with named(path):
         header_geometry.check_nifti(raw)
-    doubt = header_geometry.nifti_doubt(image.header, image.affine)
-    return Image(_volume(data, image.affine, path), path, image.header, doubt)
+    volume = _volume(data, image.affine, path)
+    return Image(volume, path, image.header, header_geometry.nifti_doubt(image.header, raw, volume))
 
 
 def _from_sitk(image: sitk.Image, path: Path) -> Image:
@@ -149,7 +184,10 @@ def _volume(data: np.ndarray, affine: np.ndarray, path: Path) -> Volume:
     if bad:
         raise bad_file(path, "finite voxels", f"{bad} of {data.size} NaN or infinite", "Replace them first.")
     with named(path, ". Hand in one 3-D volume with its geometry."):
-        return Volume(data.astype(data.dtype.newbyteorder("="), copy=False), affine)
+        volume = Volume(data.astype(data.dtype.newbyteorder("="), copy=False), affine)
+    with named(path):
+        header_geometry.check_axes(volume.affine)
+    return volume
 
 
 def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
@@ -170,11 +208,13 @@ def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
     with named(f"{path}: not on the grid of {like.path}", ". Resample the mask to the image."):
         require_same_grid(volume, like.volume)
     values = np.unique(volume.data)
-    broken = values[values != np.round(values)]
+    broken = values[np.abs(values - np.round(values)) > LABEL_TOLERANCE]
     if broken.size:
         raise bad_file(path, "whole numbers as labels", listed(broken), "Hand in a mask, not a probability map.")
-    labels = [int(value) for value in values if value != 0]
-    return volume.data == _choose(path, labels, label) if labels else np.zeros(volume.shape, bool)
+    labels = [int(value) for value in np.unique(np.round(values)) if value != 0]
+    if len(labels) > MOST_LABELS:
+        raise bad_file(path, "a mask", f"{len(labels)} values", "Is it a scan, and scans and masks are exchanged?")
+    return np.round(volume.data) == _choose(path, labels, label) if labels else np.zeros(volume.shape, bool)
 
 
 def _choose(path: Path, labels: list[int], label: int | None) -> int:
@@ -207,18 +247,27 @@ def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
       DataError: another suffix.
       WriteError: the writer failed.
     """
+    with written(path, data, like=like):
+        pass
+
+
+@contextlib.contextmanager
+def written(path: Path, data: np.ndarray, *, like: Image) -> Iterator[None]:
+    """Write an array as `write_image` does, to have its name when the block ends well, and be gone when it raises."""
     if data.shape != like.volume.shape:
         raise ValueError(f"data: expected the image's shape {like.volume.shape}. Received: {data.shape}")
     suffix = check_suffix(path)
     small = data.dtype.kind != "f" and data.min() >= 0 and data.max() <= 255
     stored = data.astype(np.float32 if data.dtype.kind == "f" else np.uint8 if small else data.dtype)
-    advice = "Free space, or write elsewhere."
-    with library(path, "room for an image", advice, WriteError), files.whole(path) as temporary:
-        if suffix in NIFTI:
-            nibabel.save(_to_nifti(stored, like), temporary)
-        else:
-            sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
-            sitk.ReadImage(str(temporary))  # on a full disk the writers of ITK cut the file and say nothing
+    with contextlib.ExitStack() as stack:
+        with library(path, "room for an image", "Free space, or write elsewhere.", WriteError):
+            temporary = stack.enter_context(files.whole(path))
+            if suffix in NIFTI:
+                nibabel.save(_to_nifti(stored, like), temporary)
+            else:
+                sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
+                sitk.ReadImage(str(temporary))  # on a full disk the writers of ITK cut the file and say nothing
+        yield
 
 
 def _to_nifti(data: np.ndarray, like: Image) -> nibabel.Nifti1Image:

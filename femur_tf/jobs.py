@@ -9,6 +9,7 @@ from typing import Protocol
 
 from femur_tf import command, dicom_series, files, image_io
 from femur_tf.errors import DataError
+from femur_tf.image_errors import listed
 
 
 class Wanted(Protocol):
@@ -43,6 +44,8 @@ class Job:
     image: Path
     mask: Path
     probability: Path | None
+    keep: bool = False
+    """Nothing that is there already may be replaced."""
 
 
 def _jobs(arguments: Wanted) -> tuple[list[Job], bool]:
@@ -51,17 +54,17 @@ def _jobs(arguments: Wanted) -> tuple[list[Job], bool]:
     Raises:
       DataError: no such file or folder, or a folder without scans.
     """
-    source = arguments.image
+    source, keep = arguments.image, not arguments.overwrite
     if not source.exists():
         raise DataError(f"{source}: expected a scan or a folder of scans. Received: no such file or folder.")
     if not source.is_dir() or dicom_series.is_series(source):
-        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability)], False
+        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability, keep)], False
     found = image_io.list_images(source)
     if not found:
         raise DataError(f"{source}: expected scans in the folder. Received: none that can be read.")
     maps = arguments.probability
     return [
-        Job(name, path, arguments.mask / f"{name}.nii.gz", maps / f"{name}.nii.gz" if maps else None)
+        Job(name, path, arguments.mask / f"{name}.nii.gz", maps / f"{name}.nii.gz" if maps else None, keep)
         for name, path in found.items()
     ], True
 
@@ -93,6 +96,20 @@ def _check_outputs(todo: list[Job], source: Path, report: Path | None, *, overwr
         files.refuse_existing(path, overwrite=overwrite)
 
 
+def require_kept(job: Job) -> None:
+    """Raise where writing what a job has made would replace what another hand has written since the command began.
+
+    Raises:
+      DataError: such a file.
+    """
+    for path in _outputs(job) if job.keep else ():
+        if path.exists():
+            raise DataError(
+                f"{path}: expected no such file, as when the command began. Received: one that was written meanwhile. "
+                "It is kept: move it away, and run the same command again."
+            )
+
+
 def _check_folders(arguments: Wanted) -> None:
     """Raise where the outputs of a folder of scans have no folder of their own."""
     for folder in (arguments.mask, arguments.probability):
@@ -104,6 +121,17 @@ def _check_folders(arguments: Wanted) -> None:
             raise DataError(f"{folder}: expected another folder than that of the scans. Received: the same.")
     if arguments.probability and arguments.probability.resolve() == arguments.mask.resolve():
         raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
+
+
+def _refuse_lone_maps(wanted: list[Job]) -> None:
+    """Raise where a scan without a mask has a map: ours come with their masks, so that it is another's."""
+    lone = [job.probability for job in wanted if job.probability and job.probability.exists()]
+    if lone:
+        names = listed([path.name for path in lone], 3)
+        raise DataError(
+            f"{lone[0].parent}: expected maps of scans with masks alone. Received: {names}, without a mask. Move them "
+            "away, or pass --overwrite, which replaces every mask and map."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +159,14 @@ def todo(arguments: Wanted, report: Path | None = None) -> Todo:
     found, is_folder = _jobs(arguments)
     if not is_folder and arguments.image.is_dir() and image_io.image_suffix(arguments.mask) is None:
         command.say(f"{arguments.image}: holds DICOM files itself, so that it is one scan, not a folder of scans.")
-    done: list[Job] = []
     if is_folder:
         _check_folders(arguments)
-    if is_folder and not arguments.overwrite:
-        done = [job for job in found if job.mask.exists()]
-        if done:
-            command.say(
-                f"{len(done)} of {len(found)} scans have a mask and are passed over; --overwrite replaces them."
-            )
-        found = [job for job in found if job not in done]
-    # A folder's map without its mask is what an interrupted run left: the mask is written last.
-    _check_outputs(found, arguments.image, report, overwrite=arguments.overwrite or is_folder)
-    return Todo(found, done, is_folder)
+    goes_on = is_folder and not arguments.overwrite
+    done = {job for job in found if job.mask.exists()} if goes_on else set()
+    if done:
+        command.say(f"{len(done)} of {len(found)} scans have a mask and are passed over; --overwrite replaces them.")
+    wanted = [job for job in found if job not in done]
+    if goes_on:
+        _refuse_lone_maps(wanted)
+    _check_outputs(wanted, arguments.image, report, overwrite=arguments.overwrite)
+    return Todo(wanted, [job for job in found if job in done], is_folder)

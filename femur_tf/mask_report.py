@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from femur_tf import files
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
+from femur_tf.image_errors import library
 from femur_tf.quality import Quality
 
 
@@ -44,12 +45,16 @@ def _key(path: Path, mask: Path) -> str:
 
 
 def add(path: Path, scan: str, *, mask: Path, parts: int, quality: Quality) -> None:
-    """Write what is known of one mask; what the file says of others stays.
+    """Write what is known of one mask; what the file says of others stays, those of another run at the time too.
 
     Raises:
       DataError: as `read` does.
+      WriteError: no room for it.
     """
-    files.write_json(path, read(path) | {_key(path, mask): {"scan": scan, "parts": parts, **quality.to_dict()}})
+    with files.locked(path, "Wait for it.", wait=True):
+        rows = read(path) | {_key(path, mask): {"scan": scan, "parts": parts, **quality.to_dict()}}
+        with library(path, "room for a report", "Free space, or write elsewhere.", WriteError):
+            files.write_json(path, rows)
 
 
 def flagged(path: Path | None, masks: Mapping[str, Path]) -> tuple[list[str], list[str]]:

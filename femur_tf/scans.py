@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from femur_tf import command, config, image_io, machine, mask_report, postprocess, quality, study, volume
+from femur_tf import command, config, image_io, jobs, machine, mask_report, postprocess, quality, study, volume
 from femur_tf.errors import DataError
 from femur_tf.jobs import Job
 
@@ -160,6 +160,28 @@ def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float
         command.say(f"{job.name}: spacing {text} mm")
 
 
+def require_cohort(place: str, cohort: quality.Cohort | None, *, strict: bool = False) -> None:
+    """Warn where a model does not say what is usual, so that only empty masks are flagged.
+
+    Args:
+      place: the model.
+      cohort: what is usual, if anything.
+      strict: whether a flag decides the exit status: no flag would then look like a mask that is well.
+
+    Raises:
+      DataError: there is none, and `strict`.
+    """
+    if cohort is not None:
+        return
+    text = (
+        f"{place}: expected a model that knows what is usual among its cases (cohort.json). Received: one without, "
+        "which finds nothing unusual but empty masks. Evaluate its run to the end, and export it again."
+    )
+    if strict:
+        raise DataError(f"--strict: {text}")
+    command.warn(text)
+
+
 def finish(
     job: Job,
     scan: Prepared,
@@ -173,6 +195,8 @@ def finish(
 ) -> Result:
     """Make a scan's mask of its map, and write it, last of all: a scan with a mask is one that is finished.
 
+    Why to look at the mask is said at once: what comes after may fail.
+
     Args:
       job: what to write.
       scan: the scan.
@@ -184,7 +208,7 @@ def finish(
       report: a file to note in what is known of the mask.
 
     Raises:
-      DataError: a file could not be written.
+      DataError: a file could not be written, or would replace one that must stay.
     """
     network_s = time.perf_counter() - start
     image = scan.image
@@ -192,19 +216,24 @@ def finish(
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
     judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, recipe.cutoff, cohort)
     labels = postprocess.sides(mask, image.volume.affine) if sides else mask
-    if job.probability:
-        image_io.write_image(job.probability, own, like=image)
     parts = postprocess.count_parts(mask)
+    jobs.require_kept(job)
     if report:
         mask_report.add(report, job.name, mask=job.mask, parts=parts, quality=judged)
-    image_io.write_image(job.mask, labels, like=image)
+    with image_io.written(job.mask, labels, like=image):  # both are whole before the map, then the mask has its name
+        if job.probability:
+            image_io.write_image(job.probability, own, like=image)
+    if judged.flagged:
+        command.warn(f"{job.name}: look at this mask. {'; '.join(judged.reasons)}")
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000
     total_s = time.perf_counter() - start
     return Result(job.name, cm3, parts, network_s, total_s, job.mask, judged)
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print the table at the end, and why to look at a mask twice."""
+    """Print the table at the end; nothing where no scan was segmented."""
+    if not results:
+        return
     rows = [
         (
             r.name,
@@ -218,9 +247,6 @@ def show(results: Sequence[Result]) -> None:
         for r in results
     ]
     command.table("Femur masks", ("scan", "cm3", "parts", "reasons to look", "network s", "all s", "file"), rows)
-    for result in results:
-        if result.quality.flagged:
-            command.warn(f"{result.name}: look at this mask. {'; '.join(result.quality.reasons)}")
 
 
 def status(results: Sequence[Result], *, failed: int, strict: bool, earlier: Sequence[str] = ()) -> int:

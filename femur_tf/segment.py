@@ -11,7 +11,7 @@ import tyro
 
 from femur_tf import command, config, jobs, machine, mask_report, quiet, scans
 from femur_tf.errors import DataError, WriteError
-from femur_tf.jobs import Job
+from femur_tf.jobs import Job, Todo
 from femur_tf.scans import Prepared, Result
 
 if TYPE_CHECKING:
@@ -109,8 +109,19 @@ def main(arguments: SegmentArguments) -> int:
 
     bundle = bundles.load(arguments.model or bundles.shipped())
     _ = bundle.recipe  # raises where none has been chosen
-    results, failed = [], 0
+    scans.require_cohort(str(bundle.folder), bundle.cohort, strict=arguments.strict)
     machine.base_bytes()  # before the first scan is read
+    results: list[Result] = []
+    try:
+        failed = _segment_all(todo, bundle, arguments, results)
+    finally:
+        scans.show(results)  # where the run ends early, too
+    return scans.status(results, failed=failed, strict=arguments.strict, earlier=earlier)
+
+
+def _segment_all(todo: Todo, bundle: Bundle, arguments: SegmentArguments, results: list[Result]) -> int:
+    """Segment the scans one by one, add each to the results, and return how many of a folder's failed."""
+    failed = 0
     coming = scans.ahead(todo.jobs, bundle.settings.data, arguments.prediction.max_memory)
     for number, (job, scan) in enumerate(coming, start=1):
         command.say(f"{job.name} ({number} of {len(todo.jobs)})")
@@ -121,8 +132,7 @@ def main(arguments: SegmentArguments) -> int:
                 raise
             command.fail(f"{job.name}: {error}")
             failed += 1
-    scans.show(results)
-    return scans.status(results, failed=failed, strict=arguments.strict, earlier=earlier)
+    return failed
 
 
 if __name__ == "__main__":

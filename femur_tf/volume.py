@@ -28,7 +28,10 @@ SPACING_TOLERANCE = 0.01
 SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
 GRID_TOLERANCE_MM = 1e-3
-"""Grids of one shape are the same where no corner voxel is further apart than this."""
+"""A working grid is only reordered where no corner voxel is further from the scan's own than this."""
+GRID_TOLERANCE = 0.01
+"""Grids of one shape are the same where no corner voxel is further apart than this share of the finest spacing: headers
+are rounded, to 5 decimals of mm and less."""
 BEYOND = 1e-6
 """A voxel this far beyond the border, in voxels, lies on it: the rest is rounding."""
 MAX_VOXELS = 2**29
@@ -194,7 +197,7 @@ def from_working(found: Volume, like: Volume) -> np.ndarray:
       bone grow; the nearest value beyond the border. Where the two grids agree the values are only reordered.
     """
     source = canonical(like)
-    if found.shape == source.shape and _corner_distance_mm(source, found.affine) <= GRID_TOLERANCE_MM:
+    if found.shape == source.shape and corner_distance_mm(source, found.affine) <= GRID_TOLERANCE_MM:
         return np.ascontiguousarray(_reorder(found.data, like), dtype=np.float32)
     to_source = np.linalg.inv(found.affine) @ like.affine
     return log_odds.back(_interpolate(log_odds.of(found.data), to_source, like.shape))
@@ -207,17 +210,17 @@ def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:
 
 
 def require_same_grid(volume: Volume, like: Volume) -> None:
-    """Raise a `ValueError` unless two volumes have one shape and, to 1e-3 mm (bound included), the same corners."""
+    """Raise a `ValueError` unless two volumes have one shape and corners within 1 % of a voxel (bound included)."""
     if volume.shape != like.shape:
         raise ValueError(f"shape: expected {like.shape}. Received: {volume.shape}")
-    distance_mm = _corner_distance_mm(volume, like.affine)
-    if distance_mm > GRID_TOLERANCE_MM:
-        own, other = (v.affine[:3].round(4).tolist() for v in (volume, like))
+    distance_mm = corner_distance_mm(volume, like.affine)
+    if distance_mm > GRID_TOLERANCE * min(like.spacing_mm):
+        own, other = ([[float(f"{a:.7g}") for a in row] for row in v.affine[:3]] for v in (volume, like))
         raise ValueError(f"affine: expected {other}. Received: {own}, up to {distance_mm:.3g} mm away")
 
 
-def _corner_distance_mm(volume: Volume, affine: np.ndarray) -> float:
-    """Return how far in mm the corner voxels of `volume` lie, at most, from where `affine` puts them."""
+def corner_distance_mm(volume: Volume, affine: np.ndarray) -> float:
+    """Return how far in mm the corner voxels of `volume` lie, at most, from where `affine`, (4, 4), puts them."""
     corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.shape], (1,))))  # (8, 4)
     return float(np.linalg.norm(corners @ (affine - volume.affine).T, axis=1).max())
 

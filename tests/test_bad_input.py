@@ -171,7 +171,7 @@ def test_a_mask_that_came_to_harm_after_the_plan_stops_the_records(run, cohort):
     [
         ("segment", "none.nii.gz", "mask.nii.gz", "--model", "MODEL"),
         ("segment", "scan.nii.gz", "mask.nii.gz", "--model", "none"),
-        ("plan", "work", "--images", "none", "--masks", "none"),
+        ("plan", "work", "--images", "none", "--masks", "no_masks"),
     ],
 )
 def test_what_is_not_there_is_named(run, tmp_path, model, monkeypatch, words):

@@ -1,6 +1,9 @@
 """From evaluation to a flagged mask: calibration and cohort are chosen once, and every later command uses them."""
 
+import errno
+import functools
 import json
+import threading
 
 import bright
 import nibabel
@@ -21,7 +24,7 @@ from femur_tf import (
     segment,
     study,
 )
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 
 HALF = 2e-3
 """Kept maps are float16, and are calibrated after that; the folded network is calibrated before."""
@@ -110,6 +113,38 @@ def test_scans_of_one_name_have_a_row_each(tmp_path):
     assert set(files.read_json(report)) == {"../p1/mask.nii.gz", "../p2/mask.nii.gz"}
     masks = {"scan": tmp_path / "p2/mask.nii.gz", "new": tmp_path / "p3/mask.nii.gz"}
     assert mask_report.flagged(report, masks) == ([], ["new"])
+
+
+def test_two_runs_keep_each_others_rows(tmp_path, monkeypatch):
+    """A row that is added while another run is between reading and writing waits for it."""
+    report, judged, write = tmp_path / "report.json", quality.Quality({}, ()), files.write_json
+    others = []
+
+    def meanwhile(path, rows):
+        if not others:
+            add = functools.partial(mask_report.add, report, "b", mask=tmp_path / "b.nii", parts=1, quality=judged)
+            others.append(threading.Thread(target=add))
+            others[0].start()
+            others[0].join(0.2)
+        write(path, rows)
+
+    monkeypatch.setattr(files, "write_json", meanwhile)
+    mask_report.add(report, "a", mask=tmp_path / "a.nii", parts=1, quality=judged)
+    others[0].join()
+    assert set(mask_report.read(report)) == {"a.nii", "b.nii"}
+
+
+def test_a_disk_without_room_for_a_report_is_said(tmp_path, monkeypatch):
+    def full(path, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(
+        WriteError, match=r"report\.json: expected room for a report\. Received: .*No space.* Free space"
+    ):
+        mask_report.add(
+            tmp_path / "report.json", "a", mask=tmp_path / "a.nii", parts=1, quality=quality.Quality({}, ())
+        )
 
 
 def test_a_mask_that_is_a_link_has_the_row_of_the_file_that_takes_its_place(tmp_path):

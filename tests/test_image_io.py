@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import io
 import os
 import re
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
-from femur_tf import dicom_series, header_geometry
+from femur_tf import dicom_series, header_geometry, text_header
 from femur_tf.errors import DataError
 from femur_tf.image_io import (
     Image,
@@ -32,8 +35,10 @@ from femur_tf.volume import Volume
 FILE_TOLERANCE_MM = 1e-4
 """Formats keep an affine in float32 or in decimal text."""
 
-OBLIQUE = np.array([[-0.9, 0.1, 0.4, 120.0], [0.05, 0.2, -5.1, 80.0], [-0.1, -0.88, -0.9, 40.0], [0, 0, 0, 1.0]])
-"""A tilted coronal stack with axis codes L I P; its axes are not quite at right angles."""
+OBLIQUE = np.array(
+    [[-0.96, -0.28, 0, 120.0], [-0.0784, 0.2688, -4.8, 80.0], [0.2688, -0.9216, -1.4, 40.0], [0, 0, 0, 1.0]]
+)
+"""A coronal stack of spacing 1, 1 and 5 mm, tilted twice, with axis codes L I P."""
 RIGHT_ANGLED = np.array([[-0.8, 0.0, 3.0, 120.0], [0.6, 0.0, 4.0, 80.0], [0.0, -1.5, 0.0, 40.0], [0, 0, 0, 1.0]])
 """A rotated stack of spacing 1, 1.5 and 5 mm."""
 
@@ -133,6 +138,63 @@ def test_a_nifti_file_gives_its_voxels_affine_and_header(scan):
     assert scan.path.name == "scan.nii.gz"
 
 
+def test_what_is_no_case_of_a_folder_is_said(tmp_path, capsys):
+    _save(tmp_path / "a.nii", _data())
+    sitk.WriteImage(sitk.GetImageFromArray(_data().T.copy()), str(tmp_path / "b.nhdr"))
+    for name in ("a.json", "README.txt", "DICOMDIR", ".hidden", "cover.png", "x", "y"):
+        (tmp_path / name).touch()
+    assert list(list_images(tmp_path)) == ["a", "b"]
+    told = capsys.readouterr()
+    assert (
+        f"{tmp_path}: 4 passed over, neither an image nor a folder of DICOM slices: README.txt, cover.png, x, and more"
+        in told.out
+    )
+    assert not told.err
+
+
+@pytest.mark.parametrize("deep", ["patient/series", "patient/study/series"])
+def test_slices_that_lie_deeper_are_pointed_to(tmp_path, capsys, deep):
+    (tmp_path / deep).mkdir(parents=True)
+    _write_series(tmp_path / deep, number=1)
+    assert list_images(tmp_path) == {}
+    told = capsys.readouterr()
+    assert "1 passed over, neither an image nor a folder of DICOM slices: patient\n" in told.out
+    assert f"warning: {tmp_path}: DICOM files in {tmp_path / deep} are passed over. Hand in the folder" in told.err
+
+
+def _unreadable(monkeypatch, *names: str) -> None:
+    """Refuse to open the files of these names, and to list their folders, as the system does to who may not."""
+    for function in ("open", "iterdir"):
+        real = getattr(Path, function)
+
+        def refuse(path, *arguments, real=real, **options):
+            if path.name in names:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, function, refuse)
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
+    _save(tmp_path / "a.nii", _data())
+    (tmp_path / "lost+found").mkdir()
+    _unreadable(monkeypatch, "lost+found")
+    assert list(list_images(tmp_path)) == ["a"]
+    assert f"warning: {tmp_path / 'lost+found'}: expected a folder that can be read. Received: Permission" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_file_that_may_not_be_read_stands_in_the_way_of_itself_alone(tmp_path, monkeypatch):
+    for name in ("a.nii", "b.nii"):
+        _save(tmp_path / name, _data())
+    _write_series(tmp_path / "c")
+    (first, *_) = sorted(path.name for path in (tmp_path / "c").iterdir())
+    _unreadable(monkeypatch, "a.nii", first)
+    assert not dicom_series.is_series(tmp_path)
+    assert list(list_images(tmp_path)) == ["a", "b", "c"]
+
+
 def test_intensity_scale_is_applied(tmp_path):
     path = _raw_nifti(tmp_path / "a.nii", scl_slope=2.0, scl_inter=10.0)
     np.testing.assert_array_equal(read_image(path).volume.data, 2.0 * _data((3, 4, 5)) + 10.0)
@@ -171,6 +233,24 @@ def test_a_mask_is_one_label(tmp_path, values, label, expected, dtype):
     mask = read_mask(path, like=like, label=label)
     assert mask.dtype == bool
     assert mask[:, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0000000591], [0.0, 0.99999999977], [1e-9, 2.0004]])
+def test_a_label_that_a_scale_has_rounded_is_that_label(tmp_path, values):
+    like = read_image(_save(tmp_path / "scan.nii", _data((2, 1, 1))))
+    path = _save(tmp_path / "mask.nii.gz", np.reshape(values, (2, 1, 1)))
+    assert read_mask(path, like=like, label=round(values[1]))[:, 0, 0].tolist() == [False, True]
+
+
+def test_a_mask_that_nibabel_scales_is_read(tmp_path):
+    """As a float array under a header of integers, which is what `get_fdata` and the scan's header make."""
+    like = read_image(_save(tmp_path / "scan.nii", _data((2, 1, 1))))
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    mask = np.array([0.0, 1.0]).reshape(2, 1, 1)
+    nibabel.save(nibabel.Nifti1Image(mask, OBLIQUE, header), tmp_path / "mask.nii")
+    assert nibabel.load(tmp_path / "mask.nii").get_fdata()[1] != 1
+    assert read_mask(tmp_path / "mask.nii", like=like, label=None)[:, 0, 0].tolist() == [False, True]
 
 
 # Properties
@@ -352,6 +432,68 @@ def test_damage_within_a_compressed_file_is_refused(tmp_path, rng):
         read_image(path)
 
 
+@pytest.fixture
+def packed(tmp_path, rng):
+    """Return a function that writes grey values packed, with the file that holds them."""
+
+    def write(suffix: str) -> tuple[Path, Path]:
+        image = sitk.GetImageFromArray(rng.integers(0, 1000, (40, 40, 40)).astype(np.int16))
+        sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), useCompression=True)
+        (voxels,) = (path for path in tmp_path.iterdir() if suffix in (".nrrd", ".mha") or path.suffix != suffix)
+        return tmp_path / f"a{suffix}", voxels
+
+    return write
+
+
+PACKED = pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+
+
+@PACKED
+def test_damage_within_packed_voxels_is_refused_wherever_it_is(packed, suffix):
+    """Of some damage, as of what makes more voxels than there are, the readers say nothing."""
+    path, voxels = packed(suffix)
+    assert read_image(path).volume.shape == (40, 40, 40)
+    whole = voxels.read_bytes()
+    for share in np.arange(0.1, 1, 0.1):
+        content = bytearray(whole)
+        content[int(share * len(content))] ^= 255
+        voxels.write_bytes(content)
+        with pytest.raises(DataError, match=rf"a{suffix}: expected a whole image\. Received: .*damaged"):
+            read_image(path)
+
+
+@PACKED
+def test_packed_voxels_that_lack_their_end_are_refused(packed, suffix):
+    path, voxels = packed(suffix)
+    voxels.write_bytes(voxels.read_bytes()[:-6])
+    with pytest.raises(DataError, match=rf"a{suffix}: expected a whole image\. Received: .*cut short"):
+        read_image(path)
+
+
+def test_packed_voxels_in_several_members_are_read(packed):
+    path, voxels = packed(".nhdr")
+    content = gzip.decompress(voxels.read_bytes())
+    before = read_image(path).volume.data
+    voxels.write_bytes(gzip.compress(content[:999]) + gzip.compress(content[999:]))
+    np.testing.assert_array_equal(read_image(path).volume.data, before)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"encoding": "raw"},
+        {"encoding": "gzip", "lineskip": "1"},
+        {"encoding": "gzip", "datafile": "a%03d.gz 1 9 1"},
+        {"compresseddata": "False"},
+        {"compresseddata": "True", "headersize": "99", "elementdatafile": "LOCAL"},
+        {"compresseddata": "True", "elementdatafile": "LIST"},
+        {},
+    ],
+)
+def test_voxels_that_only_the_reader_finds_are_left_to_it(tmp_path, header):
+    text_header.check_packed(header, io.BytesIO(b"not packed"), tmp_path)
+
+
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(DataError, match=r"no\.nii: expected an image file or a DICOM folder. Received: nothing there"):
         read_image(tmp_path / "no.nii")
@@ -508,6 +650,112 @@ def test_one_form_of_a_nifti_file_is_geometry_enough(tmp_path, capsys, code):
     assert not capsys.readouterr().err
 
 
+def _two_forms(path: Path, sform: np.ndarray, qform: np.ndarray, spacing_mm=None, qform_code: int = 1) -> Path:
+    """Write a NIfTI file with two forms, of spacings and all."""
+    header = nibabel.Nifti1Header()
+    header.set_qform(qform, qform_code)
+    header.set_sform(sform, 1)
+    if spacing_mm:
+        header["pixdim"][1:4] = spacing_mm
+    nibabel.Nifti1Image(_data(), None, header).to_filename(path)
+    return path
+
+
+MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])
+TWICE = np.diag([2.0, 2.0, 2.0, 1.0])
+MOVED = np.eye(4) + 0.6 * np.eye(4, k=3)
+NEAR = np.eye(4) + 0.4 * np.eye(4, k=3)
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "options", "words"),
+    [
+        (
+            MIRRORED,
+            np.eye(4),
+            {},
+            "sform and qform differ, by up to 6 mm. Taken: the sform, axes run to the patient's left,",
+        ),
+        (np.eye(4), MOVED, {}, "sform and qform differ, by up to 0.6 mm"),
+        (
+            np.eye(4),
+            TWICE,
+            {"qform_code": 0},
+            "sform and pixdim differ, pixdim is 2 x 2 x 2 mm. Taken: the sform, axes",
+        ),
+        (np.eye(4), np.eye(4), {"spacing_mm": (1, 1, 1.02), "qform_code": 0}, "pixdim is 1 x 1 x 1.02 mm"),
+    ],
+)
+def test_two_geometries_in_one_nifti_file_are_warned_of_once(tmp_path, capsys, sform, qform, options, words):
+    path = _two_forms(tmp_path / "a.nii", sform, qform, **options)
+    np.testing.assert_array_equal(read_image(path).volume.affine, sform)
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1
+    assert f"warning: {path}: expected one geometry. Received: " in told
+    assert words in told
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "options"),
+    [
+        (OBLIQUE, OBLIQUE, {}),
+        (np.eye(4), NEAR, {}),
+        (np.eye(4), MIRRORED, {"qform_code": 0}),
+        (np.eye(4), np.eye(4), {"spacing_mm": (1, 1, 1.009), "qform_code": 0}),
+        (np.eye(4), np.eye(4), {"spacing_mm": (-1, 1, 1), "qform_code": 0}),
+    ],
+)
+def test_two_forms_that_agree_are_not_warned_of(tmp_path, capsys, sform, qform, options):
+    read_image(_two_forms(tmp_path / "a.nii", sform, qform, **options))
+    assert not capsys.readouterr().err
+
+
+def test_a_qform_that_is_no_rotation_is_warned_of(tmp_path, capsys):
+    rows = {f"srow_{axis}": row for axis, row in zip("xyz", np.eye(4)[:3], strict=True)}
+    read_image(_raw_nifti(tmp_path / "a.nii", sform_code=1, qform_code=1, quatern_b=2, **rows))
+    assert "Received: a sform, and a qform that is no rotation. Taken: the sform" in capsys.readouterr().err
+
+
+def test_what_nibabel_saves_is_not_warned_of(tmp_path, capsys):
+    image = nibabel.Nifti1Image(_data(), np.eye(4))
+    image.set_qform(np.eye(4), 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    loaded = nibabel.load(tmp_path / "a.nii")
+    nibabel.save(nibabel.Nifti1Image(_data(), OBLIQUE, loaded.header), tmp_path / "b.nii")
+    nibabel.save(nibabel.as_closest_canonical(nibabel.load(tmp_path / "b.nii")), tmp_path / "c.nii")
+    for name in "abc":
+        read_image(tmp_path / f"{name}.nii")
+    assert not capsys.readouterr().err
+
+
+def test_real_scans_are_not_warned_of(hip_mri, capsys):
+    for path in list_images(hip_mri / "images").values():
+        read_image(path)
+    assert not capsys.readouterr().err
+
+
+SHEARED = np.eye(4) + 0.35 * np.eye(4, k=2)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd"])
+def test_a_sheared_volume_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".nii":
+        _save(path, _data(), SHEARED)
+    else:
+        _raw_text(path, "space: LPS\nspace directions: (1,0,0) (0,1,0) (0.35,0,1)\n")
+    with pytest.raises(
+        DataError, match=r"at right angles\. Received: axes 70\.7 degrees apart, a sheared volume\. Resa"
+    ):
+        read_image(path)
+
+
+def test_axes_that_rounding_turns_are_at_right_angles():
+    header_geometry.check_axes(np.eye(4) + 0.0099 * np.eye(4, k=2))
+    with pytest.raises(ValueError, match=r"89\.4 degrees apart"):
+        header_geometry.check_axes(np.eye(4) + 0.0101 * np.eye(4, k=2))
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii"])
 def test_what_we_write_is_not_warned_of(tmp_path, capsys, suffix):
     write_image(tmp_path / f"a{suffix}", _data(), like=Image(Volume(_data(), OBLIQUE), Path("scan")))
@@ -650,6 +898,18 @@ def test_a_cut_slice_at_the_end_of_a_series_is_refused(tmp_path, number, size):
         read_image(tmp_path / "series")
 
 
+@pytest.mark.parametrize("harm", [lambda old: b"", lambda old: old[:100], lambda old: bytes(len(old))])
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_harmed_slice_is_known_by_its_name(tmp_path, number, harm):
+    _write_series(tmp_path / "series")
+    for path in (tmp_path / "series").iterdir():
+        path.rename(path.with_name(f"IM{path.stem[-2:]}"))
+    path = sorted((tmp_path / "series").iterdir())[number]
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"expected a whole series\. Received: {path.name}, which cannot"):
+        read_image(tmp_path / "series")
+
+
 def test_other_files_beside_a_series_are_passed_over(tmp_path):
     data = _write_series(tmp_path / "series")
     (tmp_path / "series" / "notes.txt").write_text("no slice")
@@ -685,6 +945,35 @@ def test_each_slice_has_its_own_grey_values(tmp_path, slopes):
     for number, slope in enumerate(slopes):
         _changed(tmp_path / "series", 3 - number, RescaleSlope=slope, RescaleIntercept=-3)
     np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data * np.array(slopes) - 3)
+
+
+@pytest.mark.parametrize("slice_of_8_bits", [0, 4])
+def test_slices_of_several_pixel_types_keep_their_grey_values(tmp_path, slice_of_8_bits):
+    data = _write_series(tmp_path / "series") + np.uint16(200)
+    for k in range(5):
+        kind = np.uint8 if k == slice_of_8_bits else np.uint16
+        data[:, :, k] = data[:, :, k].astype(kind)
+        values = {"BitsAllocated": 8 * kind().itemsize, "BitsStored": 8 * kind().itemsize}
+        pixels = data[:, :, k].T.astype(kind)
+        _changed(tmp_path / "series", 4 - k, HighBit=values["BitsStored"] - 1, PixelData=pixels.tobytes(), **values)
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
+def test_a_first_slice_with_a_sign_does_not_wrap_the_others(tmp_path):
+    data = _write_series(tmp_path / "series")
+    data[0, 0, 1:] = 40000
+    for k in range(1, 5):
+        _changed(tmp_path / "series", 4 - k, PixelData=data[:, :, k].T.tobytes())
+    _changed(tmp_path / "series", 4, PixelRepresentation=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "series").volume.data, data)
+
+
+def test_a_series_whose_positions_are_rounded_is_read_without_a_word(tmp_path, capfd):
+    _write_series(tmp_path / "series", shift_mm=lambda k: (0.05 * (k % 2), 0.0))
+    for k in (0, 2):
+        _changed(tmp_path / "series", 4 - k, ImagePositionPatient=[-10.0, 20.0 + 5.2 * k + 0.01, 30.0])
+    read_image(tmp_path / "series")
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -742,7 +1031,7 @@ def test_slices_of_unequal_size_are_refused(tmp_path):
     ("shape", "change", "message"),
     [
         ((4, 5, 7), 0.0, r"shape: expected \(4, 5, 6\). Received: \(4, 5, 7\)"),
-        ((4, 5, 6), 0.01, r"affine: expected .* up to 0\.01 mm away"),
+        ((4, 5, 6), 0.02, r"affine: expected .*120\.0\].* Received: .*120\.02\].* up to 0\.02 mm away"),
     ],
 )
 def test_a_mask_on_another_grid_is_refused(tmp_path, scan, shape, change, message):
@@ -751,6 +1040,13 @@ def test_a_mask_on_another_grid_is_refused(tmp_path, scan, shape, change, messag
     path = _save(tmp_path / "mask.nii", np.zeros(shape, np.uint8), affine)
     with pytest.raises(DataError, match=rf"mask\.nii: not on the grid of .*scan\.nii\.gz: {message}"):
         read_mask(path, like=scan, label=None)
+
+
+def test_a_mask_with_a_rounded_header_is_on_the_grid_of_its_image(tmp_path):
+    affine = OBLIQUE @ np.diag([0.9114583, 0.9114583, 1.0, 1.0])
+    scan = read_image(_save(tmp_path / "scan.nii", np.zeros((384, 384, 2), np.int16), affine))
+    rounded = _save(tmp_path / "mask.nii", np.ones((384, 384, 2), np.uint8), affine.round(5))
+    assert read_mask(rounded, like=scan, label=None).all()
 
 
 def test_a_mask_turned_like_another_axis_order_is_refused(tmp_path):
@@ -769,6 +1065,7 @@ def test_a_mask_turned_like_another_axis_order_is_refused(tmp_path):
         ([0, 1, 1], 0, r"expected label 0. Received: labels 1"),  # 0 is the background, never the femur
         ([0, 0.25, 1], None, r"expected whole numbers as labels. Received: 0\.25\. .*not a probability map"),
         (list(range(30)), None, r"Received: 1, 2, .*, 10, and more\. Pass"),
+        (list(range(102)), None, r"expected a mask\. Received: 101 values\. Is it a scan, and scans and masks are"),
     ],
 )
 def test_a_mask_with_other_values_is_refused(tmp_path, values, label, message):

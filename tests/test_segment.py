@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from femur_tf import bundle, command, config, files, image_io, machine, scans, segment
+from femur_tf import bundle, command, config, files, image_io, jobs, machine, quality, scans, segment
 from femur_tf.config import RecipeConfig
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 from femur_tf.segment import SegmentArguments
 
 OBLIQUE = np.array([[0.0, -0.6, 1.6, 5.0], [0.0, 0.8, 1.2, -7.0], [-1.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -186,7 +186,7 @@ def test_a_near_spacing_is_said_and_not_warned_of(tmp_path, model, capsys):
     run(scan, tmp_path / "mask.nii.gz", model)
     shown = capsys.readouterr()
     assert "scan: spacing 1 x 1.2 x 2.4 mm is resampled to 1 x 1 x 2 mm\n" in shown.out
-    assert "warning" not in shown.err
+    assert "spacing" not in shown.err
 
 
 def test_a_scan_of_the_models_own_spacing_says_nothing_of_it(tmp_path, model, capsys):
@@ -206,6 +206,88 @@ def test_an_existing_mask_is_kept_without_overwrite(tmp_path, model):
     assert (tmp_path / "mask.nii.gz").read_bytes() == b"corrected by hand"
     run(scan, tmp_path / "mask.nii.gz", model, overwrite=True)
     assert read(tmp_path / "mask.nii.gz").shape == tiny.SHAPE
+
+
+def test_a_map_without_its_mask_is_anothers_and_kept(tmp_path, model):
+    bright.save(tmp_path / "scans" / "a.nii.gz", tiny.scan("a"))
+    kept = tmp_path / "maps" / "a.nii.gz"
+    kept.parent.mkdir()
+    kept.write_bytes(b"made elsewhere")
+    with pytest.raises(
+        DataError, match=r"maps: expected maps of scans with masks alone\. Received: a\.nii\.gz, without"
+    ):
+        run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps")
+    assert kept.read_bytes() == b"made elsewhere" and not (tmp_path / "masks").exists()
+    assert run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps", overwrite=True) == 0
+    assert read(kept).shape == tiny.SHAPE
+
+
+@pytest.mark.parametrize("folder", ["masks", "maps"])
+def test_a_run_that_ends_while_it_writes_leaves_neither_map_nor_mask_and_goes_on(tmp_path, model, monkeypatch, folder):
+    for name in "ab":
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    save = nibabel.save
+
+    def killed(image, path):
+        if path.parent.name == folder and "-b." in path.name:
+            raise KeyboardInterrupt
+        save(image, path)
+
+    monkeypatch.setattr(nibabel, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps")
+    assert [[path.name for path in (tmp_path / kind).iterdir()] for kind in ("masks", "maps")] == [["a.nii.gz"]] * 2
+    monkeypatch.setattr(nibabel, "save", save)
+    assert run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps") == 0
+    assert len(list((tmp_path / "masks").iterdir())) == len(list((tmp_path / "maps").iterdir())) == 2
+
+
+def appears(monkeypatch, path: Path) -> None:
+    """Let another hand write a file while the network runs."""
+    real = bundle.working_map
+
+    def meanwhile(*arguments, **options):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"corrected by hand")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(bundle, "working_map", meanwhile)
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "map.nii.gz"])
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path, model, monkeypatch, name):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    options = {"probability": tmp_path / "map.nii.gz", "report": tmp_path / "report.json"}
+    appears(monkeypatch, tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: expected no such file, .* written meanwhile\. It is kept"):
+        run(scan, tmp_path / "mask.nii.gz", model, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"scan.nii.gz", name}
+    assert (tmp_path / name).read_bytes() == b"corrected by hand"
+    assert run(scan, tmp_path / "mask.nii.gz", model, overwrite=True, **options) == 0
+    assert read(tmp_path / name).shape == tiny.SHAPE
+
+
+def test_of_a_folder_a_mask_that_appears_meanwhile_fails_its_scan_alone(tmp_path, model, monkeypatch, capsys):
+    for name in "ab":
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    appears(monkeypatch, tmp_path / "masks" / "b.nii.gz")
+    assert run(tmp_path / "scans", tmp_path / "masks", model) == 2
+    assert (tmp_path / "masks" / "b.nii.gz").read_bytes() == b"corrected by hand"
+    assert read(tmp_path / "masks" / "a.nii.gz").shape == tiny.SHAPE
+    assert "error: b: " in capsys.readouterr().err
+
+
+def test_many_finished_scans_are_passed_over_at_once(tmp_path, model, monkeypatch):
+    """Each is compared with the finished ones by what it is, not with one after the other."""
+    compared = []
+    monkeypatch.setattr(jobs.Job, "__eq__", lambda one, other: compared.append(one) or one.name == other.name)
+    for folder in ("scans", "masks"):
+        (tmp_path / folder).mkdir()
+        for number in range(50):
+            (tmp_path / folder / f"{number}.nii.gz").touch()
+    found = jobs.todo(SegmentArguments(tmp_path / "scans", tmp_path / "masks", model))
+    assert (len(found.jobs), len(found.passed)) == (0, 50)
+    assert len(compared) <= 50
 
 
 def test_a_scan_is_never_replaced_by_its_mask(tmp_path, model):
@@ -306,15 +388,15 @@ def test_a_model_without_a_recipe_is_refused(tmp_path):
         run(scan, tmp_path / "mask.nii.gz", raw)
 
 
-def broken(monkeypatch, name):
+def broken(monkeypatch, name, error: BaseException | None = None):
     """Let the network fail on one scan."""
-    real, jobs = bundle.working_map, []
+    real, begun = bundle.working_map, []
     announced = scans.announce_resampling
-    monkeypatch.setattr(scans, "announce_resampling", lambda job, *rest: jobs.append(job) or announced(job, *rest))
+    monkeypatch.setattr(scans, "announce_resampling", lambda job, *rest: begun.append(job) or announced(job, *rest))
 
     def fails(*arguments, **options):
-        if jobs[-1].name == name:
-            raise DataError("no memory")
+        if begun[-1].name == name:
+            raise error or DataError("no memory")
         return real(*arguments, **options)
 
     monkeypatch.setattr(bundle, "working_map", fails)
@@ -329,23 +411,55 @@ def test_an_error_of_the_network_ends_one_scan_of_a_folder_alone(tmp_path, model
     assert "a: no memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), WriteError("no room for an image"), OSError("broken")])
+def test_a_run_that_ends_early_tells_what_was_done_and_what_to_look_at(tmp_path, model, capsys, monkeypatch, error):
+    monkeypatch.setattr(command.console, "width", 200)
+    bright.save(tmp_path / "scans/a.nii.gz", np.zeros(tiny.SHAPE, np.int16))  # an empty mask is flagged
+    bright.save(tmp_path / "scans/b.nii.gz", tiny.scan("b"))
+    broken(monkeypatch, "b", error)
+    with pytest.raises(type(error)):
+        run(tmp_path / "scans", tmp_path / "masks", model)
+    shown = capsys.readouterr()
+    assert "Femur masks" in shown.out and "a.nii.gz" in shown.out
+    assert "warning: a: look at this mask" in shown.err
+
+
+def test_a_run_that_ends_before_its_first_mask_has_no_table(tmp_path, model, capsys, monkeypatch):
+    scan = bright.save(tmp_path / "a.nii.gz", tiny.scan("a"))
+    broken(monkeypatch, "a")
+    with pytest.raises(DataError, match="no memory"):
+        run(scan, tmp_path / "mask.nii.gz", model)
+    assert "Femur masks" not in capsys.readouterr().out
+
+
 def test_a_run_killed_before_a_mask_has_its_row_and_does_the_scan_again(tmp_path, model, monkeypatch):
     bright.save(tmp_path / "scans/a.nii.gz", tiny.scan("a"))
-    report, write = tmp_path / "report.json", image_io.write_image
+    report, write = tmp_path / "report.json", image_io.written
 
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_io, "write_image", killed)
+    monkeypatch.setattr(image_io, "written", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "scans", tmp_path / "masks", model, report=report)
     assert set(files.read_json(report)) == {"masks/a.nii.gz"}
-    monkeypatch.setattr(image_io, "write_image", write)
+    monkeypatch.setattr(image_io, "written", write)
     assert run(tmp_path / "scans", tmp_path / "masks", model, report=report) == 0
     assert (tmp_path / "masks/a.nii.gz").exists()
 
 
-def test_strict_speaks_of_masks_that_are_passed_over(tmp_path, model, capsys):
+def test_a_model_without_a_cohort_says_so_and_cannot_be_strict(tmp_path, model, capsys):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    with pytest.raises(DataError, match=r"--strict: .*expected a model that knows what is usual.*cohort\.json"):
+        run(scan, tmp_path / "mask.nii.gz", model, strict=True)
+    assert not (tmp_path / "mask.nii.gz").exists()
+    assert run(scan, tmp_path / "mask.nii.gz", model) == 0
+    assert "finds nothing unusual but empty masks" in capsys.readouterr().err
+
+
+def test_strict_speaks_of_masks_that_are_passed_over(tmp_path, model, loaded, monkeypatch, capsys):
+    cohort = quality.Cohort(2, {}, dict.fromkeys(quality.DISTANCES, ()))
+    monkeypatch.setattr(bundle, "load", lambda folder: dataclasses.replace(loaded, cohort=cohort))
     bright.save(tmp_path / "scans/a.nii.gz", np.zeros(tiny.SHAPE, np.int16))
     report = tmp_path / "report.json"
     options = {"strict": True, "report": report}

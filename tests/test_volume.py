@@ -318,6 +318,19 @@ def test_grids_are_compared_by_shape_and_by_their_corners():
         require_same_grid(volume, Volume(np.zeros((5, 5, 5)), np.diag([1.1, 1, 1, 1])))
 
 
+@pytest.mark.parametrize(("apart_mm", "same"), [(0.0049, True), (0.0051, False)])
+def test_grids_are_the_same_within_a_share_of_the_finest_spacing_and_are_told_apart(apart_mm, same):
+    volume = Volume(np.zeros((5, 5, 5)), np.diag([0.5, 0.5, 5.0, 1.0]))
+    other = volume.affine + apart_mm * np.eye(4, k=3)
+    if same:
+        require_same_grid(volume, Volume(volume.data, other))
+        return
+    with pytest.raises(
+        ValueError, match=r"expected \[\[0\.5, 0\.0, 0\.0, 0\.0051\].* Received: \[\[0\.5, 0\.0, 0\.0, 0\.0\]"
+    ):
+        require_same_grid(volume, Volume(volume.data, other))
+
+
 # Edges
 
 
