@@ -70,6 +70,17 @@ def test_scales_are_among_those_of_the_records():
     assert FULL.fault({**point, "planes_3.6mm": NONE}) == "it reads no scale"
 
 
+def test_spaces_of_other_parameters_have_another_digest():
+    others = [
+        dataclasses.replace(CORONAL, scales_mm=(0.0, 7.2)),  # another name
+        dataclasses.replace(CORONAL, planes=("all", "all")),
+        dataclasses.replace(CORONAL, size=64),  # other choices
+    ]
+    digests = {Space(config.DataConfig(patch=rule), 1e6).digest for rule in others}
+    assert len(digests - {FULL.digest}) == len(others)
+    assert Space(FULL.data, 1e6).digest == FULL.digest  # the limit on cost is a setting of its own
+
+
 def test_shares_of_bone_are_those_apart_from_the_records_own():
     (shares,) = (parameter.choices for parameter in FULL.parameters if parameter.name == "bone_share")
     assert shares == (0.2, 0.3, 0.35, 0.4, 0.5, 0.6)

@@ -38,6 +38,19 @@ def test_scores_are_centred_and_bad_ones_brought_near():
     assert targets[3] == targets[4] < 1.5  # as bad as the worst is taken to be, 3 times median to best
 
 
+@pytest.mark.parametrize(
+    ("scores", "limited"),
+    [
+        ([1.0, 2.0, 3.0, 100.0, math.nan], [1.0, 2.0, 3.0, 7.0, 7.0]),  # median 2.5: up to 2.5 + 3 * 1.5
+        ([1.0, 1.0, 1.0, 2.0, 100.0], [1.0, 1.0, 1.0, 2.0, 5.0]),  # most share the best: 2 + 3 * 1
+        ([1.0, 1.0, 1.0, 1.5], [1.0, 1.0, 1.0, 1.5]),
+        ([1.0, 1.0, math.nan], [1.0, 1.0, 1.0]),  # nothing is known to be worse
+    ],
+)
+def test_scores_that_differ_still_do_when_bounded(scores, limited):
+    np.testing.assert_array_equal(acquisition.bounded(np.array(scores)), limited)
+
+
 def test_equal_scores_say_nothing():
     assert acquisition._targets([Known({}, 0.5)] * 3).tolist() == [0, 0, 0]
 

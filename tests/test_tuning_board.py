@@ -38,10 +38,14 @@ ROW = TrialRow(
 )
 
 
+WIDTH = 300
+"""Of a wide terminal."""
+
+
 def shown(renderable):
     """Return what a wide terminal would show."""
     stream = io.StringIO()
-    Console(file=stream, width=300).print(renderable)
+    Console(file=stream, width=WIDTH).print(renderable)
     return stream.getvalue()
 
 
@@ -55,7 +59,20 @@ def test_a_row_says_what_a_trial_is_and_found():
 def test_a_trial_that_cannot_be_read_has_a_row_too():
     row = TrialRow("0", 0, trials.INVALID, None, {}, None, 0.0, 0.0, 0, False, "about.json: [damaged]")
     assert board.cells(row) == ("0", "INVALID", "", "0", "0", "0", "", "", "", "about.json: [damaged]")
-    assert "[damaged]" in shown(board.table([row], "x"))  # not read as markup
+    short = dataclasses.replace(row, reason="[damaged]")
+    assert "[damaged]" in shown(board.table([short], "x", WIDTH))  # not read as markup
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_a_reason_in_one_line():
+    row = dataclasses.replace(ROW, status=FAILED, reason="MemoryError: no room for a tensor of shape (1, 2, 3)")
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(board.table([ROW, row], "x", 80))
+    text = stream.getvalue()
+    assert not any(name in text for name in ("outside s", "cost", "adam"))
+    assert text.count("MemoryError…") == 1
+    assert "no room" not in text
+    assert all(word in text for word in (" COMPLETED ", " FAILED ", " 0.9877 ", "16-64"))  # whole words
+    assert all(name in shown(board.table([row], "x", WIDTH)) for name in ("outside s", "cost", "adam"))
 
 
 def test_the_share_of_time_outside_training_is_that_of_all_trials():

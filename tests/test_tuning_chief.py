@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -162,7 +163,7 @@ def test_a_worker_that_beats_keeps_its_trial(tmp_path, monkeypatch):
 
 
 def test_a_worker_whose_trial_was_given_away_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "SLEPT_S", 0.0)
+    monkeypatch.setattr(worker, "UNHEARD_S", 0.0)
     oracle = make(tmp_path, trials=1)
     with served(oracle) as here:
         client = here.client("a")
@@ -178,7 +179,7 @@ def test_a_worker_whose_trial_was_given_away_is_told_so(tmp_path, monkeypatch):
 
 
 def test_when_the_hours_are_used_workers_are_told_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "SLEPT_S", 0.0)
+    monkeypatch.setattr(worker, "UNHEARD_S", 0.0)
     hours = []
     oracle = make(tmp_path)
     with served(oracle, halt=lambda: hours[0] if hours else None) as here:
@@ -276,7 +277,80 @@ def test_a_worker_says_whose_chief_it_met(tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker, "Trainer", Calls)
     with pytest.raises(DataError, match=r"expected the chief of .*b\. Received: one that leads the search a\. Pass"):
-        worker.work(make(tmp_path / "b"), tmp_path, 0.0, Connection("127.0.0.1", 9, "worker-0", 0.1))
+        worker.work(make(tmp_path / "b"), tmp_path, 0.0, Connection("127.0.0.1", 9, "worker-0", 0.1), lambda: None)
+
+
+class Gone:
+    """In the place of a stub: the chief was killed, or is too slow."""
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            raise grpc.RpcError
+
+        return call
+
+
+@pytest.mark.parametrize("call", [lambda c: c.get_trial("0"), lambda c: c.update_trial("0", {"val_auc": 0.5})])
+def test_a_chief_that_is_gone_when_a_trial_is_trained_is_no_failure_of_the_trial(tmp_path, call):
+    client = Client(make(tmp_path), "127.0.0.1:9", "a", WAIT_S)
+    client.stub = Gone()
+    with pytest.raises(Halted, match=worker.LOST):  # which keras-tuner lets through
+        call(client)
+    with pytest.raises(grpc.RpcError):
+        client.status("0")
+
+
+def test_a_trained_trial_that_is_another_workers_is_left_to_it(tmp_path):
+    oracle = make(tmp_path, trials=1)
+    with served(oracle) as here:
+        client = here.client("a")
+        trial = client.create_trial("a")
+        assert client.get_trial(trial.trial_id).status == "RUNNING"
+        with here.servicer.guard:
+            oracle.forget("a")
+        with pytest.raises(Reassigned, match="was given to another worker"):
+            client.get_trial(trial.trial_id)
+        until_stopped(here.client("b"), "b")
+
+
+class Answers:
+    """In the place of a client: gives one answer after the other."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def status(self, trial_id):
+        return self.answers.pop(0)
+
+
+def test_a_worker_asks_before_it_writes_where_the_chief_was_silent(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))  # no beat comes
+    pulse = Pulse(Answers("RUNNING", trials.INVALID))
+    pulse.begin("0")
+    for step in range(12):  # each soon after the other: the process does not sleep
+        now[0] = 5.0 * step
+        assert pulse.halt() is None
+    assert len(pulse.client.answers) == 1  # asked once, after 35 s
+    now[0] = 35.0 + worker.UNHEARD_S + 1
+    with pytest.raises(Reassigned):
+        pulse.halt()
+
+
+def test_a_worker_keeps_its_own_hours(tmp_path, monkeypatch):
+    class Halts:
+        """In the place of the trainer."""
+
+        def __init__(self, oracle, study, start, around):
+            self.around = around
+
+        def search(self):
+            raise Halted(self.around.halt())
+
+    monkeypatch.setattr(worker, "Trainer", Halts)
+    connection = Connection("127.0.0.1", 9, "worker-0", 0.1)
+    assert worker.work(make(tmp_path), tmp_path, 0.0, connection, lambda: "the hours are used") == "the hours are used"
 
 
 def test_a_trial_that_a_chief_does_not_have_is_not_to_be_trained(tmp_path):

@@ -62,6 +62,14 @@ def test_a_study_without_records_says_what_to_run_first(tmp_path):
         launch.settings(wanted(tmp_path))
 
 
+def test_records_without_all_their_shards_are_refused(tmp_path):
+    manifest = tiny.write_all(tmp_path)
+    records_folder = tmp_path / "records"
+    (records_folder / manifest.shards("train")[0].file.name).unlink()
+    with pytest.raises(DataError, match=r"Received: no file\. Find all that is damaged"):
+        launch.settings(wanted(tmp_path))
+
+
 def test_a_search_is_taken_up_with_its_first_time(study):
     first = launch.prepare(wanted(study, name="a"), overwrite=False)
     folder = study / "tuning" / "a"
@@ -93,10 +101,35 @@ def test_limits_say_what_is_used_up(tmp_path):
     files.write_text(tmp_path / "a", "x" * 2000)
     assert Limits(tmp_path, None, None).reason() is None
     assert Limits(tmp_path, 1.0, 1.0).reason() is None
-    assert Limits(tmp_path, None, 1e-6).reason() == f"{tmp_path} holds 2e-06 GB; --max-disk is 1e-06"
+    advice = "allow more, or keep fewer models (--keep-best)"
+    assert Limits(tmp_path, None, 1e-6).reason() == f"{tmp_path} holds 2e-06 GB; --max-disk is 1e-06: {advice}"
     late = Limits(tmp_path, 1.0, 1.0, begun=time.monotonic() - 3600)
     assert late.hours() == late.reason() == "--max-hours 1 are used"
     assert Limits(tmp_path, None, 1e-6).hours() is None
+
+
+def test_a_search_of_another_space_is_not_gone_on_with(study):
+    first = launch.prepare(wanted(study, name="d"), overwrite=False)
+    assert first.space == searches.space().digest
+    for other in ("", "0" * 16):  # "": of an early version, whose space nobody knows
+        path = trials.search_path(study / "tuning" / "d")
+        files.write_json(path, {**config.to_dict(first), "space": other})
+        with pytest.raises(DataError, match=r"Received: another space\. Choose another name"):
+            launch.prepare(wanted(study, name="d"), overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"records": "other"}, "expected the records that the search was begun with. Received: others. Pass the chief"),
+        ({"space": "other"}, "expected the space that the search was begun with. Received: another. Run the chief"),
+    ],
+)
+def test_a_worker_of_other_records_or_another_space_is_refused(study, changes, message):
+    search = launch.settings(wanted(study))
+    launch.require_same(search, study)
+    with pytest.raises(DataError, match=message):
+        launch.require_same(dataclasses.replace(search, **changes), study)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +143,7 @@ def test_limits_say_what_is_used_up(tmp_path):
             (COMPLETED, RUNNING),
             "the disk is full",
             3,
-            "1 of 2 trials: the disk is full. Run the same command to go on.",
+            "1 of 2 trials: the disk is full. Run the command again to go on.",
         ),
     ],
 )
@@ -136,7 +169,7 @@ def test_a_folder_without_a_search_is_not_finished(tmp_path):
     ("changes", "message"),
     [
         ({"workers": 0}, "--workers: expected at least 1. Received: 0"),
-        ({"max_disk": -1.0}, "--max-disk: expected at least 0"),
+        ({"max_disk": -1.0}, "--max-disk: expected more than 0"),
         ({"role": "worker"}, "--chief HOST:PORT with --role"),
         ({"chief": "here:1"}, "--chief HOST:PORT with --role"),
     ],

@@ -226,6 +226,14 @@ def test_searches_of_one_algorithm_and_other_seeds_are_one_group():
     np.testing.assert_array_equal(groups[0].at_minutes(np.array([0.0, 2.0])), [[np.nan, 0.0], [np.nan, 2.0]])
 
 
+def test_searches_of_other_settings_are_no_group():
+    kinds = [{"minutes": 2.0}, {"minutes": 60.0}, {"minutes": 2.0, "seed": 2}, {"minutes": 60.0, "seed": 2}]
+    kinds += [{"max_cost": 1e6}, {"from_default": False}, {"minutes": None, "epochs": 3}, {"epoch_examples": 64}]
+    curves = [report_curves.curve(f"s{n}", _search(**kind), [_row(0, 0.5)]) for n, kind in enumerate(kinds)]
+    labels = [item.label for item in report_curves.group(curves)]
+    assert labels == ["bayesian, 2 seeds (s0, s2)", "bayesian, 2 seeds (s1, s3)", "s4", "s5", "s6", "s7"]
+
+
 def _search(**fields):
     """Return the settings of a search."""
     base = {"algorithm": "bayesian", "objective": "val_loss", "direction": "min", "seed": 1, "max_cost": 1e5}
@@ -322,10 +330,15 @@ def test_the_model_believes_the_trials_and_what_they_say(direction):
     assert (np.diff(belief.sign * line.mean) > 0).all()
 
 
-def test_scores_that_are_equal_but_for_outliers_are_no_fault():
+def test_one_score_apart_from_equal_ones_is_believed():
     rows = [_row(n, 0.9 if n == 3 else 0.5, values={"a": n}) for n in range(5)]
     belief = report_belief.fit([Axis("a", 0, (0, 1, 2, 3, 4))], rows, _search())
-    np.testing.assert_allclose(belief.predict(np.full((1, 1), 0.7))[0], 0.5)
+    assert belief.bounded.tolist() == [0.5, 0.5, 0.5, 0.9, 0.5]
+    assert belief.predict(np.full((1, 1), 0.7))[0] > 0.5
+
+
+def test_a_model_without_error_where_the_mean_has_none_has_learned_nothing():
+    assert not importance.Importance(np.zeros(1), np.zeros(1), 0.0, 0.0).learned
 
 
 def _entry_of(parameter):
@@ -369,6 +382,20 @@ def test_records_written_again_are_not_those_of_the_search(tmp_path):
     assert report_found.read(tmp_path, "night").space is None
 
 
+def test_another_space_than_that_of_the_search_is_not_proposed_from(tmp_path, capsys):
+    space, path = _write_real_search(tmp_path, 5), tmp_path / "tuning/night/oracle.json"
+    entries = {parameter.name: _entry_of(parameter) for parameter in space.parameters}
+    wider = _entry("Choice", "dropout_dense", default=0.5, values=[0.0, 0.25, 0.5, 0.75, 0.625], ordered=False)
+    longer = _entry("Float", "l2", **_numbers(1e-9, 1e-3, None, "log", 1e-6))
+    fewer = {name: entry for name, entry in entries.items() if name != "centre"}
+    for other in (entries | {"dropout_dense": wider}, entries | {"l2": longer}, fewer):
+        files.write_json(path, {"hyperparameters": {"space": list(other.values())}})
+        assert report_found.read(tmp_path, "night").space is None
+    text, _ = _write_report(tmp_path)
+    assert "No trials are proposed" in text
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_proposals_are_new_and_keep_the_limit_on_cost(tmp_path):
     space = _write_real_search(tmp_path, 6)
@@ -377,9 +404,39 @@ def test_proposals_are_new_and_keep_the_limit_on_cost(tmp_path):
     proposed = re.findall(r"<tr><td>(?:next, \d|best predicted)</td>(.*?)</tr>", text)
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in proposed]
     assert len(cells) == 2  # the next, and the best predicted
-    assert len({tuple(row[3:]) for row in cells}) == len(cells)
+    assert float(cells[1][0]) == min(float(row[0]) for row in cells)
+    found = report_found.read(tmp_path, "night")
+    made = {tuple(report_space.show(row.values.get(axis.name)) for axis in found.axes) for row in found.rows}
+    assert made.isdisjoint(tuple(row[3:]) for row in cells)
     assert max(float(row[2].replace(",", "")) for row in cells) <= space.max_cost
     assert "does not ask it" in text
+
+
+@pytest.mark.parametrize(
+    ("direction", "following", "sure", "best"),
+    [("min", [0.3, 0.2], 0.1, "0.1"), ("min", [0.3, 0.1], 0.2, "0.1"), ("max", [0.3, 0.1], 0.2, "0.3")],
+)
+def test_the_best_predicted_is_the_best_of_all_proposals(tmp_path, monkeypatch, direction, following, sure, best):
+    space, tables = _write_real_search(tmp_path, 5), []
+    found = report_found.read(tmp_path, "night")
+
+    def propose(*_, betas):
+        means = [sure] if betas == [0.0] else following
+        return [report_belief.Proposal(space.default(), 1.0, mean, 0.0) for mean in means]
+
+    class Tables:
+        """In the place of a page."""
+
+        def add_table(self, header, body, **_):
+            tables.extend(body)
+
+        def add_text(self, text):
+            """Take what a page takes."""
+
+    monkeypatch.setattr(report_belief, "propose", propose)
+    report_findings._add_proposals(Tables(), _belief(direction=direction), found)
+    assert [row[:2] for row in tables][-1] == ("best predicted", best)
+    assert [row[0] for row in tables[:-1]] == ["next, 1", "next, 2"]
 
 
 @pytest.mark.slow
@@ -492,6 +549,17 @@ def test_errors_say_which_search(work, tmp_path):
     write_search(tmp_path, "b", count=0, objective="dice", direction="max")
     with pytest.raises(DataError, match=r"--compare b: expected the objective of a, val_loss. Received: dice"):
         report.report(report.ReportArguments(tmp_path, "a", ("b",)))
+    for name in ("../tuning/a", "a/"):
+        with pytest.raises(DataError, match=r"tuning: expected the name of a folder in it\. Received: .*slashes"):
+            report.report(report.ReportArguments(tmp_path, name))
+
+
+def test_searches_of_other_records_are_not_compared(tmp_path):
+    for name, known in (("a", "one"), ("b", "two"), ("early", "")):
+        write_search(tmp_path, name, count=0, records=known)
+    with pytest.raises(DataError, match=r"--compare b: expected the records of a\. Received: others\. Leave it out"):
+        report.read_searches(report.ReportArguments(tmp_path, "a", ("early", "b")))
+    assert len(report.read_searches(report.ReportArguments(tmp_path, "a", ("early",)))) == 2
 
 
 def test_too_few_trials_are_no_model_and_no_importance():
@@ -560,8 +628,19 @@ def test_a_damaged_state_of_keras_tuner_leaves_a_page_without_ranges(text, tmp_p
     path.unlink() if text is None else path.write_text(text)
     page, pictures = _write_report(tmp_path)
     assert len(pictures) == 2  # the curve, and the score against cost
-    assert "Nothing yet" in page
+    assert page.count("The ranges of the hyper-parameters are not known: oracle.json") == 2
+    assert "finished trials of unequal scores" not in page  # they are not what is missing
     assert bool(capsys.readouterr().err) == (text is not None)
+
+
+def test_a_page_is_made_where_neither_ranges_nor_costs_are_left(tmp_path):
+    write_search(tmp_path, "night", count=3)
+    for path in (tmp_path / "tuning/night").rglob("*.json"):
+        if path.name in ("oracle.json", "about.json"):
+            path.unlink()
+    page, pictures = _write_report(tmp_path)
+    assert len(pictures) == 1
+    assert "What the trials cost is not known, either." in page
 
 
 def test_a_damaged_trial_is_named_among_the_failed(tmp_path):

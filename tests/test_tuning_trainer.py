@@ -207,6 +207,31 @@ def test_a_disk_that_is_full_ends_the_search_and_costs_no_trial(work, monkeypatc
     assert row.status == RUNNING
 
 
+def test_records_that_cannot_be_used_end_the_search_and_cost_no_trial(work, monkeypatch):
+    result = make(work, "damaged", trials=1)
+    damage = DataError("records: expected whole shards. Received: one that cannot be read.")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.training, "train", lambda *a, **o: (_ for _ in ()).throw(damage))
+        for _ in range(trainer.STARTS + 1):
+            with pytest.raises(Halted, match="expected whole shards"):
+                result.search()
+    (row,) = rows(result)
+    assert row.status == RUNNING
+
+
+def test_scans_that_cannot_be_read_end_the_search_too(work, monkeypatch):
+    result = make(work, "unread", trials=1, objective="dice")
+    monkeypatch.setattr(scoring, "cases", lambda work: (_ for _ in ()).throw(DataError("hip_03: expected a scan")))
+    with pytest.raises(Halted, match="hip_03"):
+        result._dice(work)
+
+
+def test_a_lineage_that_cannot_be_read_costs_no_trial(tmp_path):
+    files.write_json(tmp_path / "run" / "lineage.json", {})
+    trainer.remove_damaged(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_another_error_of_the_system_sets_a_trial_aside(work, monkeypatch):
     result = make(work, "denied", trials=1)
@@ -305,7 +330,10 @@ def test_a_whole_search_in_one_process(work, capsys):
 def test_a_full_disk_ends_the_search_between_trials_and_it_goes_on(work, capsys):
     arguments = SearchArguments(work, trials=1, epochs=1, name="disk", algorithm="random", max_disk=1e-9)
     assert search.main(arguments) == launch.STOPPED_STATUS
-    assert "--max-disk is 1e-09. Run the same command to go on." in capsys.readouterr().err
+    assert (
+        "--max-disk is 1e-09: allow more, or keep fewer models (--keep-best). Run the command again to go on."
+        in capsys.readouterr().err
+    )
     assert search.main(dataclasses.replace(arguments, max_disk=1.0)) == 0
 
 

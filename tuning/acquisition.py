@@ -30,7 +30,7 @@ MOVED = 2
 """Parameters moved around a good trial, on average."""
 WORST = 3.0
 """A score is brought to at most so many times the distance between median and best from the median: a training that
-diverged says "bad", not how bad."""
+diverged says "bad", not how bad. Where most trials share the best score, the next one stands for the median."""
 RESTARTS = 5
 LENGTHS = (1.0, 3.0)
 """Of the process: how far, in ranges of a parameter, one trial says something of another."""
@@ -68,9 +68,11 @@ def bounded(scores: np.ndarray) -> np.ndarray:
       scores: float64 (trials,), smaller is better, one finite at least; NaN: the trial failed, and is the worst.
     """
     finite = scores[np.isfinite(scores)]
-    median, best = np.median(finite), finite.min()
+    best, usual = finite.min(), np.median(finite)
+    if usual == best:
+        usual = min(finite[finite > best], default=best)
     known = np.where(np.isfinite(scores), scores, finite.max())
-    limited: np.ndarray = np.minimum(known, median + WORST * (median - best))
+    limited: np.ndarray = np.minimum(known, usual + WORST * (usual - best))
     return limited
 
 

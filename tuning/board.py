@@ -23,6 +23,12 @@ from tuning.trials import COMPLETED, RUNNING, Search, TrialRow
 EVERY_S = 2.0
 SHOWN = 15
 """Rows of the live table: the best, and what runs. The final one has all."""
+WIDE = 120
+"""Characters of a line that has room for all columns."""
+LEFT_OUT = ("outside s", "cost", "training")
+"""Columns of a wide table alone."""
+REASON = 12
+"""Characters of a reason in the table; the whole of it is told at the end."""
 COLUMNS = ("trial", "status", "score", "epochs", "training s", "outside s", "cost", "network", "training", "reason")
 
 
@@ -77,13 +83,18 @@ def outside(rows: Sequence[TrialRow]) -> str:
     return f"{100 * other / max(training + other, 1e-9):.1f} % of {training + other:.0f} s outside training"
 
 
-def table(rows: Sequence[TrialRow], title: str) -> Table:
-    """Return the table of trials."""
+def table(rows: Sequence[TrialRow], title: str, width: int) -> Table:
+    """Return the table of trials, for a line of so many characters."""
     found = Table(title=Text(title), title_justify="left")
-    for name in COLUMNS:
-        found.add_column(name, justify="right" if name in COLUMNS[2:7] else "left", overflow="fold")
+    shown = [name for name in COLUMNS if width >= WIDE or name not in LEFT_OUT]
+    for name in shown:
+        if name == "reason":
+            found.add_column(name, no_wrap=True, overflow="ellipsis", max_width=REASON)
+        else:
+            found.add_column(name, justify="right" if name in COLUMNS[2:7] else "left", overflow="fold")
     for row in rows:
-        found.add_row(*map(Text, cells(row)))
+        named = dict(zip(COLUMNS, cells(row), strict=True))
+        found.add_row(*(Text(named[name]) for name in shown))
     return found
 
 
@@ -106,7 +117,7 @@ class Board:
             return
         if self.live is not None:
             title = f"{self.folder}: {summary(search, rows)}"
-            self.live.update(table(self._chosen(search, rows), title), refresh=True)
+            self.live.update(table(self._chosen(search, rows), title, self.console.width), refresh=True)
             return
         for row in rows:
             if row.status != RUNNING and row.trial_id not in self.told:

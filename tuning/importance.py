@@ -22,7 +22,7 @@ MIN_TRIALS = 10
 TRIALS_PER_PARAMETER = 3
 """With fewer finished trials a hyper-parameter, importances are a hint at most."""
 LEARNED = 0.9
-"""A model whose error on trials not seen is at most this times that of their mean has learned something."""
+"""A model whose error on trials not seen is below this times that of their mean has learned something."""
 SPLITS = 16
 HELD_OUT = 0.25
 """Share of the trials that the forest does not see."""
@@ -47,7 +47,7 @@ class Importance:
     @property
     def learned(self) -> bool:
         """Whether the forest predicts trials clearly better than their mean does; else importances say nothing."""
-        return self.error <= LEARNED * self.mean_error
+        return self.error < LEARNED * self.mean_error
 
 
 def can_measure(scores: np.ndarray) -> bool:

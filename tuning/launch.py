@@ -47,7 +47,7 @@ def settings(wanted: Wanted) -> Search:
     """Return the settings of a search, checked.
 
     Raises:
-      DataError: both minutes and epochs, no records, or a value out of range.
+      DataError: both minutes and epochs, no records or not all of them, or a value out of range.
     """
     if wanted.minutes is not None and wanted.epochs is not None:
         raise DataError("Expected --minutes or --epochs. Received: both. Leave one out.")
@@ -65,7 +65,8 @@ def settings(wanted: Wanted) -> Search:
     folder = study.records_path(wanted.work)
     manifest = records.read_manifest(folder)
     lineage.require_split(folder, manifest)
-    Space(manifest.data, wanted.max_cost)
+    records.require_whole(folder, manifest)
+    space = Space(manifest.data, wanted.max_cost)
     if not manifest.count("validation"):
         raise DataError(f"{records.manifest_path(folder)}: expected validation examples. Received: none.")
     if wanted.objective == "dice":
@@ -84,7 +85,28 @@ def settings(wanted: Wanted) -> Search:
         epoch_examples=wanted.epoch_examples,
         from_default=wanted.from_default,
         records=records.digest(folder),
+        space=space.digest,
     )
+
+
+def require_same(search: Search, work: Path) -> None:
+    """Raise unless the records of a study, and the space that this package makes of them, are those of a search.
+
+    Raises:
+      DataError: they are not, or there are no records.
+    """
+    folder = study.records_path(work)
+    space = Space(records.read_manifest(folder).data, search.max_cost)
+    if records.digest(folder) != search.records:
+        raise DataError(
+            f"{folder}: expected the records that the search was begun with. Received: others. "
+            "Pass the chief's work folder, or a copy of it."
+        )
+    if space.digest != search.space:
+        raise DataError(
+            f"{folder}: expected the space that the search was begun with. Received: another. "
+            "Run the chief and its workers with one version of femur_tf."
+        )
 
 
 def _earlier(folder: Path) -> Search | None:
@@ -151,7 +173,8 @@ class Limits:
         if self.max_disk is not None:
             used = keeping.folder_bytes(self.folder) / 1e9
             if used >= self.max_disk:
-                return f"{self.folder} holds {used:.3g} GB; --max-disk is {self.max_disk:g}"
+                held = f"{self.folder} holds {used:.3g} GB; --max-disk is {self.max_disk:g}"
+                return f"{held}: allow more, or keep fewer models (--keep-best)"
         return self.hours()
 
 
@@ -176,7 +199,8 @@ def finish(folder: Path, work: Path, stopped: str | None) -> int:
       The exit status: 0 where as many trials as were asked for are COMPLETED.
     """
     search, rows = trials.read(folder)
-    command.console.print(board.table(rows, f"{folder}: {board.summary(search, rows)}"))
+    title = f"{folder}: {board.summary(search, rows)}"
+    command.console.print(board.table(rows, title, command.console.width))
     best = keeping.write_best(folder, work)
     if best is not None:
         path = study.tuning_path(work) / keeping.BEST
@@ -188,7 +212,7 @@ def finish(folder: Path, work: Path, stopped: str | None) -> int:
         command.warn(f"trial {row.trial_id} was set aside: {row.reason}")
     done = sum(row.status == COMPLETED for row in rows)
     if stopped is not None and done < search.trials:
-        command.fail(f"Stopped after {done} of {search.trials} trials: {stopped}. Run the same command to go on.")
+        command.fail(f"Stopped after {done} of {search.trials} trials: {stopped}. Run the command again to go on.")
         return STOPPED_STATUS
     if done < search.trials:
         lacking = f"{len(set_aside)} set aside" if set_aside else "the space holds no more points"

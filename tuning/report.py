@@ -44,7 +44,8 @@ class ReportArguments:
     name: str | None = None
     """Name of the search; not needed where the study has only one."""
     compare: tuple[str, ...] = ()
-    """Other searches of the study, in the same best-so-far picture; one algorithm's seeds as mean and band."""
+    """Other searches of the same objective and records, in the same best-so-far picture; searches that differ in their
+    seed alone as mean and band."""
 
 
 def search_names(work: Path) -> list[str]:
@@ -56,7 +57,7 @@ def read_searches(arguments: ReportArguments) -> list[Found]:
     """Read the search and those to compare it with, each once.
 
     Raises:
-      DataError: no such search, none named where there are several, or one with another objective.
+      DataError: no such search, none named where there are several, or one with another objective or other records.
     """
     known = search_names(arguments.work)
     if arguments.name is None and len(known) != 1:
@@ -66,12 +67,26 @@ def read_searches(arguments: ReportArguments) -> list[Found]:
     names = dict.fromkeys([arguments.name or known[0], *arguments.compare])
     found = [report_found.read(arguments.work, name) for name in names]
     for other in found[1:]:
-        wanted, received = found[0].search.objective, other.search.objective
-        if wanted != received:
-            raise DataError(
-                f"--compare {other.name}: expected the objective of {found[0].name}, {wanted}. Received: {received}."
-            )
+        _require_comparable(found[0], other)
     return found
+
+
+def _require_comparable(found: Found, other: Found) -> None:
+    """Raise where the scores of two searches do not measure the same.
+
+    Raises:
+      DataError: they have another objective, or other records; an early search does not tell its records.
+    """
+    wanted, received = found.search, other.search
+    if wanted.objective != received.objective:
+        raise DataError(
+            f"--compare {other.name}: expected the objective of {found.name}, {wanted.objective}. "
+            f"Received: {received.objective}. Leave it out."
+        )
+    if wanted.records != received.records and "" not in (wanted.records, received.records):
+        raise DataError(
+            f"--compare {other.name}: expected the records of {found.name}. Received: others. Leave it out."
+        )
 
 
 def write_page(path: Path, searches: Sequence[Found]) -> None:
@@ -79,7 +94,7 @@ def write_page(path: Path, searches: Sequence[Found]) -> None:
 
     Args:
       path: of the page.
-      searches: with one objective.
+      searches: of one objective, on the same records.
     """
     found = searches[0]
     page = Page(f"Search {found.name}")

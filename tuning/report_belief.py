@@ -50,7 +50,7 @@ class Belief:
     @property
     def scale(self) -> float:
         """What the model takes for 1, in the score's unit."""
-        return float(self.bounded.std()) or 1.0  # all of them outliers but equal ones
+        return float(self.bounded.std())
 
     @property
     def length(self) -> float:

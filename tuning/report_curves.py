@@ -11,6 +11,8 @@ import numpy as np
 from tuning import trials
 from tuning.trials import Search, TrialRow
 
+ALIKE = ("algorithm", "minutes", "epochs", "epoch_examples", "max_cost", "from_default", "space")
+"""Settings that the searches of a group have in common."""
 FAR = 3.0
 """Scores beyond this many interquartile ranges on the worse side are far from the others."""
 
@@ -20,8 +22,7 @@ class Curve:
     """The progress of one search. A trial that failed counts, and changes nothing; one that runs does not count."""
 
     name: str
-    algorithm: str
-    seed: int
+    search: Search
     scores: np.ndarray
     """float64 (trials,): NaN where a trial failed."""
     best: np.ndarray
@@ -32,7 +33,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The searches of one algorithm that differ in their seed, over the trials that all of them have made."""
+    """Searches of equal settings that differ in their seed, over the trials that all of them have made."""
 
     label: str
     curves: tuple[Curve, ...]
@@ -74,7 +75,7 @@ def curve(name: str, search: Search, rows: Sequence[TrialRow]) -> Curve:
     scores = np.array(known, float)  # None becomes NaN
     best = np.fmin.accumulate(scores) if search.direction == "min" else np.fmax.accumulate(scores)
     spent_s = np.array([row.training_seconds + row.outside_seconds for row in ended], float)
-    return Curve(name, search.algorithm, search.seed, scores, best, np.cumsum(spent_s) / 60)
+    return Curve(name, search, scores, best, np.cumsum(spent_s) / 60)
 
 
 def is_finished(row: TrialRow) -> bool:
@@ -83,20 +84,29 @@ def is_finished(row: TrialRow) -> bool:
 
 
 def group(curves: Sequence[Curve]) -> list[Group]:
-    """Return the searches by algorithm, where they differ in their seed; others, and repeated seeds, stand alone.
+    """Return searches of equal settings that differ in their seed as groups; others, and repeated seeds, stand alone.
 
     The order is that of the first search of each group.
     """
-    members: dict[tuple[str, int], list[Curve]] = {}
-    seen: Counter[tuple[str, int]] = Counter()
+    members: dict[tuple[object, ...], list[Curve]] = {}
+    seen: Counter[tuple[object, ...]] = Counter()
     for item in curves:
-        key = item.algorithm, item.seed
-        members.setdefault((item.algorithm, seen[key]), []).append(item)  # a seed's second search, in another group
-        seen[key] += 1
-    return [
-        Group(found[0].name if len(found) == 1 else f"{algorithm}, {len(found)} seeds", tuple(found))
-        for (algorithm, _), found in members.items()
-    ]
+        kind = tuple(getattr(item.search, name) for name in ALIKE)
+        seed = (*kind, item.search.seed)
+        members.setdefault((*kind, seen[seed]), []).append(item)  # a seed's second search, in another group
+        seen[seed] += 1
+    groups = [tuple(found) for found in members.values()]
+    algorithms = Counter(found[0].search.algorithm for found in groups if len(found) > 1)
+    return [Group(_label(found, unique=algorithms[found[0].search.algorithm] == 1), found) for found in groups]
+
+
+def _label(curves: Sequence[Curve], *, unique: bool) -> str:
+    """Return what a group is called: by its algorithm, and its searches where another group has the same one."""
+    names = [item.name for item in curves]
+    if len(names) == 1:
+        return names[0]
+    label = f"{curves[0].search.algorithm}, {len(names)} seeds"
+    return label if unique else f"{label} ({', '.join(names)})"
 
 
 def score_limits(scores: np.ndarray, direction: str) -> tuple[float, float]:

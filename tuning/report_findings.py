@@ -12,13 +12,20 @@ from tuning.report_space import show
 
 PROPOSALS = 4
 """Trials that the model would make next, in its table."""
+NO_RANGES = (
+    "The ranges of the hyper-parameters are not known: oracle.json, which a search writes with its first trial, is "
+    "missing, damaged, or of another space than the trials."
+)
 
 
 def add_importance(page: Page, found: Found) -> None:
     """Add the importance of each hyper-parameter, with a word on how far to trust it."""
     page.add_heading("Which hyper-parameters matter")
     scores, count = found.scores, len(found.axes)
-    if not found.axes or not importance.can_measure(scores):
+    if not found.axes:
+        page.add_text(f"Not measured. {NO_RANGES}")
+        return
+    if not importance.can_measure(scores):
         page.add_text(
             f"Not measured: it takes {importance.MIN_TRIALS} finished trials of unequal scores, and is worth little "
             f"below {importance.TRIALS_PER_PARAMETER} a hyper-parameter. There are {len(scores)}."
@@ -51,6 +58,9 @@ def add_panels(page: Page, found: Found) -> None:
     if not found.finished:
         page.add_text("No trial has finished yet.")
         return
+    if not found.axes and all(row.cost is None for row in found.finished):
+        page.add_text(f"None. {NO_RANGES} What the trials cost is not known, either.")
+        return
     best, search = found.ranked[0], found.search
     png = report_pictures.panels_png(
         found.axes, found.finished, best, objective=search.objective, direction=search.direction
@@ -68,7 +78,10 @@ def add_belief(page: Page, found: Found) -> None:
     """Add what a Gaussian process believes of trials not made: proposals, and a line along each hyper-parameter."""
     page.add_heading("What the model believes next")
     rows, search = found.rows, found.search
-    if not found.axes or not report_belief.can_fit(rows):
+    if not found.axes:
+        page.add_text(f"Nothing. {NO_RANGES}")
+        return
+    if not report_belief.can_fit(rows):
         page.add_text(
             f"Nothing yet: a model takes {report_belief.MIN_TRIALS} finished trials of unequal scores. "
             f"There are {len(found.finished)}."
@@ -91,7 +104,7 @@ def add_belief(page: Page, found: Found) -> None:
 def _describe(belief: report_belief.Belief, found: Found) -> str:
     """Return what the model is, how well it does, and whether the search asks it."""
     error, mean_error = report_belief.left_out_errors(belief)
-    learned = error <= importance.LEARNED * mean_error
+    learned = error < importance.LEARNED * mean_error
     verdict = "it has learned something" if learned else "it has learned nothing yet"
     text = (
         f"A Gaussian process (Matern 2.5) on {len(belief.points)} trials, the one that a Bayesian search asks; failed "
@@ -110,23 +123,28 @@ def _describe(belief: report_belief.Belief, found: Found) -> str:
 def _add_proposals(page: Page, belief: report_belief.Belief, found: Found) -> None:
     """Add a table of the next trials by the model, and the one of the best predicted score."""
     if found.space is None:
-        page.add_text("No trials are proposed: the records of the search, which set its space, were not found.")
+        page.add_text("No trials are proposed: the records or the space of the search are missing, or are others now.")
         return
     beta = found.settings.get("beta", report_belief.BETA)
-    betas = [*[beta] * PROPOSALS, 0.0]
-    chosen = report_belief.propose(belief, found.space, found.rows, found.search, betas=betas)
+    following, sure = (
+        report_belief.propose(belief, found.space, found.rows, found.search, betas=betas)
+        for betas in ([beta] * PROPOSALS, [0.0])
+    )
+    chosen = [(f"next, {number}", one) for number, one in enumerate(following, 1)]
+    if sure:  # none where the space is used up
+        chosen.append(("best predicted", min([*following, *sure], key=lambda one: belief.sign * one.mean)))
     names = list(dict.fromkeys(axis.name for axis in found.axes))
-    labels = [*(f"next, {index + 1}" for index in range(PROPOSALS)), "best predicted"]
     body = [
         (label, show(p.mean), show(p.sd), show(p.cost), *(show(p.values.get(name)) for name in names))
-        for label, p in zip(labels, chosen, strict=False)  # fewer where the space is used up
+        for label, p in chosen
     ]
     page.add_table(
         ("trial", f"predicted {found.search.objective}", "sd", "multiply-adds a voxel", *names), body, mean=False
     )
     page.add_text(
         f"Next are points of the space, within the limit on cost, whose prediction, bettered by {beta:g} standard "
-        "deviations, is best; each takes those above it, and trials that run, as under way."
+        "deviations, is best; each takes those above it, and trials that run, as under way. The best predicted is the "
+        "best of these and of what would be next if the prediction alone counted."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from femur_tf import command, records, study
+from femur_tf import command, files, records, study
 from femur_tf.errors import DataError
 from tuning import report_space, trials
 from tuning.report_curves import is_finished
@@ -32,7 +32,7 @@ class Found:
     settings: Mapping[str, Any]
     """Of the Bayesian model."""
     space: Space | None = None
-    """What trials could be made; None where the study's records are not those of the search."""
+    """What trials could be made; None where the records or the space are not those of the search any more."""
 
     @property
     def finished(self) -> list[TrialRow]:
@@ -60,9 +60,9 @@ def read(work: Path, name: str) -> Found:
     """Read the search `name` of a study; warn where keras-tuner's own state of it cannot be read.
 
     Raises:
-      DataError: there is no search, or its settings are damaged.
+      DataError: there is no search, or its settings are damaged, or the name would lead elsewhere.
     """
-    folder = work / "tuning" / name
+    folder = files.child(study.tuning_path(work), name)
     search, rows = trials.read(folder)
     try:
         axes, settings = report_space.read_space(folder), report_space.read_settings(folder)
@@ -82,7 +82,9 @@ def _read_space(work: Path, search: Search, axes: Sequence[Axis]) -> Space | Non
         space = Space(records.read_manifest(folder).data, search.max_cost)
     except (DataError, FileNotFoundError):
         return None
-    return space if {axis.name for axis in axes} <= {parameter.name for parameter in space.parameters} else None
+    found = {axis.name: axis.levels or (axis.low, axis.high) for axis in axes}
+    wanted = {one.name: one.choices or one.log_range for one in space.parameters if len(one.choices) != 1}
+    return space if found == wanted else None
 
 
 def parameter_names(found: Found) -> list[str]:

@@ -21,7 +21,7 @@ def kept_epoch(state: State) -> dict[str, float]:
 
 
 @functools.cache
-def _cases(work: Path) -> Sequence[study.LoadedCase]:
+def cases(work: Path) -> Sequence[study.LoadedCase]:
     """Return the validation cases of a study, read once a process.
 
     Raises:
@@ -33,19 +33,19 @@ def _cases(work: Path) -> Sequence[study.LoadedCase]:
     return [study.load_case(plan, case) for case in study.needed(work, plan, "validation")]
 
 
-def whole_volume_dice(work: Path, run: Path) -> float:
+def whole_volume_dice(cases: Sequence[study.LoadedCase], run: Path) -> float:
     """Return the mean Dice of a run on whole validation scans, with the recipe that `evaluate` would choose.
 
     Args:
-      work: the study's folder.
+      cases: the validation cases.
       run: the run folder; a scan is evaluated densely at every voxel.
 
     Raises:
-      DataError: the study has no validation cases, or the run no model.
+      DataError: the run has no model.
       ValueError: no validation case holds bone.
     """
     bundle = bundles.load(run, calibrated=False)
-    maps = [CaseMap(loaded, bundles.working_map(bundle, loaded.working)) for loaded in _cases(work)]
+    maps = [CaseMap(loaded, bundles.working_map(bundle, loaded.working)) for loaded in cases]
     try:
         fitted = calibration.fit(case_maps.raw_counts(maps))
     except ValueError:  # a network that knows nothing has a Dice all the same

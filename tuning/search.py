@@ -64,7 +64,7 @@ class SearchArguments:
     max_disk: float | None = None
     """Start no further trial when the search's folder holds so many GB (10^9 bytes)."""
     max_hours: float | None = None
-    """End after so many hours on the wall, within a trial if need be."""
+    """End after so many hours on the wall, within a trial if need be; with the role `worker`, this worker alone."""
     overwrite: bool = False
     """Start the search anew where one of that name exists."""
 
@@ -179,7 +179,7 @@ def join(arguments: SearchArguments) -> int:
     """Be a worker: train what a chief hands out.
 
     Raises:
-      DataError: no chief answers, or there is no search.
+      DataError: no chief answers, there is no search, or it is one of other records or of another space.
     """
     from tuning.connection import Connection
 
@@ -195,15 +195,18 @@ def join(arguments: SearchArguments) -> int:
                 f"--chief {connection.address}: expected a chief, none answered in {arguments.wait_minutes:g} minutes. "
                 "Start it first: --role chief"
             )
-    oracle = make_oracle(arguments, trials.read_search(folder))
+    search = trials.read_search(folder)
+    launch.require_same(search, arguments.work)
+    oracle = make_oracle(arguments, search)
     from tuning import worker
 
-    stopped = worker.work(oracle, arguments.work, process_start(), connection)
+    hours = limits(arguments).hours
+    stopped = worker.work(oracle, arguments.work, process_start(), connection, hours)
     if stopped is None:
         command.say(f"{connection.name}: the chief has no further trial.")
         return 0
     command.fail(f"{connection.name}: {stopped}.")
-    return launch.STOPPED_STATUS if stopped == worker.ENDED else launch.FAILED_STATUS
+    return launch.STOPPED_STATUS if stopped in (worker.ENDED, hours()) else launch.FAILED_STATUS
 
 
 def together(arguments: SearchArguments) -> str | None:
@@ -232,10 +235,14 @@ def flags(arguments: SearchArguments) -> tuple[str, ...]:
 
 def check(arguments: SearchArguments) -> None:
     """Raise where arguments are out of range, or do not go together."""
-    for name, least in (("workers", 1), ("keep_best", 0), ("wait_minutes", 0), ("max_disk", 0), ("max_hours", 0)):
+    for name, least in (("workers", 1), ("keep_best", 0), ("wait_minutes", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise DataError(f"--{name.replace('_', '-')}: expected at least {least}. Received: {value}")
+    for name in ("max_disk", "max_hours"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise DataError(f"--{name.replace('_', '-')}: expected more than 0. Received: {value}")
     if (arguments.role != "local") != (arguments.chief is not None):
         raise DataError("Expected --chief HOST:PORT with --role chief or worker, and with them alone.")
 

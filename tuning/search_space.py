@@ -18,6 +18,7 @@ TensorFlow is not imported.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -199,6 +200,11 @@ class Space:
         points = itertools.product(*(by_name[name] for name in names))
         found = [self.canonical({**least, **dict(zip(names, point, strict=True))}) for point in points]
         return [values for values in found if self.scales(values)]
+
+    @property
+    def digest(self) -> str:
+        """A digest of all parameters: a point of one space says nothing in another."""
+        return hashlib.sha256(repr(self.parameters).encode()).hexdigest()[:16]
 
     def declare(self, parameters: Any) -> None:
         """Register all parameters with keras-tuner's `HyperParameters`."""

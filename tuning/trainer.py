@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError
 
-from femur_tf import callbacks, config, files, records, study, training
+from femur_tf import callbacks, config, files, lineage, records, study, training
 from femur_tf.config import RunConfig
 from femur_tf.errors import DataError, WriteError
 from tuning import budget, early, hparams, scoring, trials
@@ -74,7 +74,11 @@ def adopt(past: Path, run: Path, settings: RunConfig) -> None:
 
 
 def remove_damaged(run: Path) -> None:
-    """Remove checkpoints that cannot be read: the run then goes on before them, or begins anew."""
+    """Remove checkpoints that cannot be read, all where its lineage cannot: the run goes on before, or begins anew."""
+    try:
+        lineage.read(run)
+    except DataError:
+        files.remove(run)
     for path in callbacks.checkpoints(run):
         try:
             callbacks.State(**files.read_json(path / "state.json"))
@@ -90,6 +94,21 @@ def is_of_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK_ERRORS
     return isinstance(error, WriteError) or any(os.strerror(number) in str(error) for number in DISK_ERRORS)
+
+
+@contextlib.contextmanager
+def halting() -> Iterator[None]:
+    """End the search where what all trials read cannot be used: the next trial would fare no better.
+
+    Raises:
+      Halted: in place of a `DataError`, but for those of the trial itself and of the disk.
+    """
+    try:
+        yield
+    except (callbacks.Diverged, WriteError):
+        raise
+    except DataError as error:
+        raise Halted(str(error)) from error
 
 
 class Trainer(BaseTuner):
@@ -150,7 +169,8 @@ class Trainer(BaseTuner):
 
         Raises:
           FailedTrialError: the trial ended its process again and again.
-          Halted: the search ends, or the disk is full or fails; the trial goes on when the search does.
+          Halted: the search ends, the records cannot be used, or the disk is full or fails; the trial goes on when the
+            search does.
           Diverged: a figure or a weight is no number.
         """
         with Noted(self._note):
@@ -203,12 +223,19 @@ class Trainer(BaseTuner):
         remove_damaged(run)
         hparams.write_values(run / "logs", about.values, path.name)
         data = study.records_path(self.work)
-        state = training.train(data, run, settings, callbacks=[watch], announce=False)
+        with halting():
+            state = training.train(data, run, settings, callbacks=[watch], announce=False)
         about.epochs = state.epoch
         watch.stopwatch.train()
-        score = scoring.score(self.search_settings.objective, state, lambda: scoring.whole_volume_dice(self.work, run))
+        score = scoring.score(self.search_settings.objective, state, lambda: self._dice(run))
         watch.stopwatch.pause()
         return score
+
+    def _dice(self, run: Path) -> float:
+        """Return the Dice of a run on whole validation scans."""
+        with halting():
+            cases = scoring.cases(self.work)
+        return scoring.whole_volume_dice(cases, run)
 
     def on_trial_end(self, trial: Trial) -> None:
         """Note how the trial ended, here and with the oracle."""

@@ -57,6 +57,8 @@ class Search:
     """The first trial is the hand-made `default`."""
     records: str = ""
     """Digest of the records' manifest."""
+    space: str = ""
+    """Digest of the parameters; none in a search of an early version."""
     format_version: int = FORMAT_VERSION
 
 

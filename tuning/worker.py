@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +23,8 @@ from tuning.trainer import Surroundings, Trainer
 from tuning.watch import Halted
 
 BEAT_S = 5.0
-SLEPT_S = 30.0
-"""A step takes less, so does a validation as a rule."""
+UNHEARD_S = chief.SILENT_S / 2
+"""After so long without an answer nothing more is written before the chief was asked: the trial may be another's."""
 IDLE_S = 1.0
 """Pause before a worker asks again, when the oracle waits for others."""
 ENDED, LOST = "the chief ends the search", "the chief has left"
@@ -30,6 +32,23 @@ ENDED, LOST = "the chief ends the search", "the chief has left"
 
 class Reassigned(FatalError):
     """The trial was given to another worker, because this one was not heard."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("the trial was given to another worker")
+
+
+@contextlib.contextmanager
+def _surviving() -> Iterator[None]:
+    """End the search here where the chief cannot be asked; keras-tuner would take it for a failure of the trial.
+
+    Raises:
+      Halted: in place of an error of the call.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise Halted(LOST) from error
 
 
 class _Fields(NamedTuple):
@@ -85,9 +104,31 @@ class Client(OracleClient):
             time.sleep(IDLE_S)
         return trial
 
+    def get_trial(self, trial_id: str) -> Any:
+        """Return a trial that has been trained.
+
+        Raises:
+          Halted: the chief cannot be asked.
+          Reassigned: another worker trains it now.
+        """
+        with _surviving():
+            trial = super().get_trial(trial_id)
+        if trial.status == trials.INVALID:
+            raise Reassigned
+        return trial
+
+    def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
+        """Tell the score of a trial.
+
+        Raises:
+          Halted: the chief cannot be told.
+        """
+        with _surviving():
+            return super().update_trial(trial_id, metrics, step)
+
     def status(self, trial_id: str) -> str:
         """Return what to do about a trial: RUNNING, STOPPED or INVALID."""
-        return str(self.get_trial(trial_id).status)
+        return str(super().get_trial(trial_id).status)
 
 
 class Pulse:
@@ -98,12 +139,13 @@ class Pulse:
         self.client = client
         self.trial_id: str | None = None
         self.answer = "RUNNING"
-        self.asked = time.monotonic()
+        self.heard = time.monotonic()
+        """When the call was made that the chief answered last."""
         threading.Thread(target=self._keep, daemon=True).start()
 
     def begin(self, trial_id: str) -> None:
         """A trial begins."""
-        self.trial_id, self.answer, self.asked = trial_id, "RUNNING", time.monotonic()
+        self.trial_id, self.answer, self.heard = trial_id, "RUNNING", time.monotonic()
 
     def end(self) -> None:
         """No trial is under way."""
@@ -111,12 +153,13 @@ class Pulse:
 
     def _beat(self, trial_id: str) -> None:
         """Ask once."""
+        asked = time.monotonic()
         try:
             answer = self.client.status(trial_id)
         except grpc.RpcError:
             answer = LOST
         if self.trial_id == trial_id:
-            self.answer = answer
+            self.answer, self.heard = answer, asked
 
     def _keep(self) -> None:
         """Ask every few seconds."""
@@ -127,22 +170,22 @@ class Pulse:
                 self._beat(trial_id)
 
     def halt(self) -> str | None:
-        """Return why to end within the trial, or None.
+        """Return why to end within the trial, or None; wait for the chief where it was not heard for long.
 
         Raises:
           Reassigned: another worker trains it now.
         """
         trial_id = self.trial_id
-        now = time.monotonic()
-        if trial_id is not None and now - self.asked > SLEPT_S:
-            self._beat(trial_id)  # this process slept: ask before anything is written
-        self.asked = now
-        if self.answer == "INVALID":
-            raise Reassigned("the trial was given to another worker")
+        if trial_id is not None and time.monotonic() - self.heard > UNHEARD_S:
+            self._beat(trial_id)  # this process slept, or the chief is out of reach
+        if self.answer == trials.INVALID:
+            raise Reassigned
         return {"STOPPED": ENDED, LOST: LOST}.get(self.answer)
 
 
-def work(oracle: Durable, study: Path, start: float, connection: Connection) -> str | None:
+def work(
+    oracle: Durable, study: Path, start: float, connection: Connection, hours: Callable[[], str | None]
+) -> str | None:
     """Train what the chief hands out, until it hands out nothing more.
 
     Args:
@@ -150,6 +193,7 @@ def work(oracle: Durable, study: Path, start: float, connection: Connection) -> 
       study: the study's folder.
       start: when this process began, of `time.monotonic`.
       connection: to the chief.
+      hours: gives a reason to end within a trial that is this worker's own, or None.
 
     Returns:
       Why this worker ended before the search, or None.
@@ -160,7 +204,8 @@ def work(oracle: Durable, study: Path, start: float, connection: Connection) -> 
     connection.export()
     client = Client(oracle, connection.address, connection.name, connection.wait_s)
     pulse = Pulse(client)
-    trainer = Trainer(oracle, study, start, Surroundings(halt=pulse.halt, begun=pulse.begin, ended=pulse.end))
+    around = Surroundings(halt=lambda: hours() or pulse.halt(), begun=pulse.begin, ended=pulse.end)
+    trainer = Trainer(oracle, study, start, around)
     trainer.oracle = client
     while True:
         try:
