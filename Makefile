@@ -1,4 +1,4 @@
-# One command per chore. Each sets up what it needs: Python 3.11 or newer and make are enough.
+# One command per chore. Each sets up what it needs: Python 3.11 to 3.13 and make are enough.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -15,8 +15,8 @@ help:  ## list the chores
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "expected Python 3.11 or newer. Received: $$($(PYTHON) --version 2>&1). Choose one: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "expected Python 3.11 to 3.13. Received: $$($(PYTHON) --version 2>&1). Choose one: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu install the package python3-venv."; exit 2; }
 	@echo "Installing the versions of constraints.txt into $(VENV): about 2 GB on disk, some minutes."
@@ -33,7 +33,7 @@ test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
 
 results: $(READY)  ## the shipped model on the test cases: make results DATA=DIR
 	@test -n "$(DATA)" || { echo "expected DATA=DIR, the folder with images/ and masks/. Received: nothing."; exit 2; }
-	$(RUN) benchmarks.results $(DATA)
+	$(RUN) benchmarks.results "$(DATA)"
 
 check: lint types fast  ## what to run before a commit
 

@@ -63,7 +63,7 @@ setup(
     # The shipped model lies beside the packages in the source tree and inside femur_tf in an installation.
     package_dir={"femur_tf.saved_models": "saved_models"},
     package_data={"femur_tf.saved_models": ["femur_t1_coronal/**/*"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",  # TensorFlow 2.21 is not made for 3.14
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from benchmarks import scoring
-from femur_tf import command, log_odds, quiet, study
+from femur_tf import command, lineage, log_odds, quiet, study
 from femur_tf.volume import Volume
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ def mirrored(bundle: Bundle, maps: Sequence[CaseMap]) -> list[CaseMap]:
 
 
 def groups(arguments: AveragingArguments) -> Mapping[str, list[CaseMap]]:
-    """Return the maps of each run, of its mirror images, and the averages, by name."""
+    """Return the maps of each run, of its mirror images, and the averages, by name.
+
+    Raises:
+      DataError: a run is missing, or was trained on the validation cases.
+    """
     from femur_tf import bundle as bundles
     from femur_tf import case_maps
 
@@ -78,6 +82,7 @@ def groups(arguments: AveragingArguments) -> Mapping[str, list[CaseMap]]:
     found, result = [], {}
     for run in arguments.run or ("default",):
         bundle = bundles.load(study.run_path(arguments.work, run), calibrated=False)
+        lineage.require_unseen(bundle.folder, [case.name for case in cases], "validation")
         found.append([case_maps.read(bundle, plan, case) for case in cases])
         result[run] = found[-1]
         result[f"{run}, mirrored too"] = averaged([found[-1], mirrored(bundle, found[-1])])

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import scoring
 from benchmarks.dense import unit_s
-from femur_tf import command, config, recipe, study
+from femur_tf import command, config, lineage, recipe, study
 from femur_tf import volume as volumes
 from femur_tf.crf import CrfConfig, refine
 
@@ -72,15 +72,21 @@ class Trial:
 
 
 def read_scans(arguments: CrfArguments) -> list[Scan]:
-    """Return the validation cases with their maps, computed once and kept."""
+    """Return the validation cases with their maps, computed once and kept.
+
+    Raises:
+      DataError: the run is missing, or was trained on them.
+    """
     from femur_tf import bundle as bundles
     from femur_tf import case_maps
 
     bundle = bundles.load(study.run_path(arguments.work, arguments.run))
     plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
+    cases = study.needed(arguments.work, plan, "validation")
+    lineage.require_unseen(bundle.folder, [case.name for case in cases], "validation")
     folder = arguments.work / "crf" / arguments.run
     scans = []
-    for case in study.needed(arguments.work, plan, "validation"):
+    for case in cases:
         loaded = study.load_case(plan, case)
         scans.append(Scan(loaded, case_maps.kept(bundle, loaded.working, folder, case.name)))
     return scans

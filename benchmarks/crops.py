@@ -14,7 +14,6 @@ import numpy as np
 from scipy import ndimage
 
 from femur_tf import command, study
-from femur_tf.errors import DataError
 
 GRAIN = 16
 """Sides are multiples of it: the U-Net halves them four times."""
@@ -118,13 +117,6 @@ def validation_slices(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_pairs(plan: study.Plan, part: study.Part) -> list[Pair]:
-    """Read the cases of a part of the split.
-
-    Raises:
-      DataError: the part has no case.
-    """
-    cases = plan.part(part)
-    if not cases:
-        raise DataError(f"plan.json: expected {part} cases. Received: none.")
-    loaded = [study.load_case(plan, case) for case in command.track(cases, f"reading {part} cases")]
+    """Read the cases of a part of the split."""
+    loaded = [study.load_case(plan, case) for case in command.track(plan.part(part), f"reading {part} cases")]
     return [Pair(one.working.data, one.working_mask, np.argwhere(one.working_mask)) for one in loaded]

@@ -23,8 +23,6 @@ from data_prep import split
 from femur_tf import command, quiet, study
 from femur_tf.errors import DataError
 
-NAMES = ("dice", "ppv", "sensitivity", "surface_mm")
-
 
 @dataclasses.dataclass(frozen=True)
 class Folds:
@@ -81,6 +79,17 @@ def folder_of(arguments: Folds, number: int) -> Path:
     return arguments.work / "folds" / name
 
 
+def studies(arguments: Folds) -> dict[Path, dict[str, study.Part]]:
+    """Return the folder of each fold's study, and the part of each case in it.
+
+    Raises:
+      DataError: as `folds` does.
+    """
+    names = [case.name for case in study.read_plan(arguments.work).cases if case.part != "test"]
+    found = folds(names, arguments.folds, arguments.seed)
+    return {folder_of(arguments, number): parts for number, parts in enumerate(found)}
+
+
 def pooled(folders: Sequence[Path]) -> dict[str, float]:
     """Return the Dice of each left-out case, with the recipe that the left-out cases of the other folds choose."""
     from femur_tf import calibration, case_maps, recipe
@@ -98,23 +107,22 @@ def pooled(folders: Sequence[Path]) -> dict[str, float]:
 
 def main(arguments: FoldsArguments) -> None:
     """Train and score every fold; print a table and one JSON line."""
-    names = [case.name for case in study.read_plan(arguments.work).cases if case.part != "test"]
-    found = folds(names, arguments.folds, arguments.seed)
+    found = studies(arguments)
     quiet.start_tensorflow()
-    rows, folders = [], []
-    for number, parts in enumerate(found):
-        folder = folder_of(arguments, number)
+    rows = []
+    for folder, parts in found.items():
         derived.derive(arguments.work, folder, parts)
         rows += derived.scores(folder, arguments.minutes, arguments.processes)
-        folders.append(folder)
-    again = pooled(folders)
-    table = np.array([[*(row[name] for name in NAMES), again[row["case"]]] for row in rows], float)
-    columns = (*NAMES, "pooled")
-    mean, deviation = table.mean(axis=0), table.std(axis=0)
+    again = pooled(list(found))
+    table = np.array([[*(row[name] for name in scoring.MEASURES), again[row["case"]]] for row in rows], float)
+    columns = (*scoring.MEASURES, "pooled")
+    line = {
+        name: {"mean": scoring.over_defined(np.mean, column), "sd": scoring.over_defined(np.std, column)}
+        for name, column in zip(columns, table.T, strict=True)
+    }
     lines = [(row["case"], *(f"{v:.3f}" for v in values)) for row, values in zip(rows, table, strict=True)]
-    lines.append(("mean", *(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, deviation, strict=True))))
-    command.table(f"{arguments.folds} folds of {len(names)} cases", ("case", *columns), sorted(lines[:-1]) + lines[-1:])
-    line = {name: {"mean": float(m), "sd": float(d)} for name, m, d in zip(columns, mean, deviation, strict=True)}
+    last = ("mean", *(" ± ".join("nan" if v is None else f"{v:.3f}" for v in one.values()) for one in line.values()))
+    command.table(f"{arguments.folds} folds of {len(rows)} cases", ("case", *columns), [*sorted(lines), last])
     command.say(json.dumps(line | {"cases": {row["case"]: row["dice"] for row in rows}, "pooled_cases": again}))
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from femur_tf import command, config, quiet
+from femur_tf import command, config, lineage, quiet, study
+from femur_tf.errors import DataError
 
 SIDE = 4096
 SHAPE = (384, 47, 384)
@@ -45,7 +46,7 @@ class DenseArguments:
     model: Path | None = None
     """A run or saved model; without one, the untrained `default` network."""
     work: Path | None = None
-    """A study: times a case of it, and measures what --fast and bfloat16 change on its validation cases."""
+    """A study of --model: times a case of it, and measures what --fast and bfloat16 change on its validation cases."""
     scale_s: float = 60.0
     """Least seconds for each volume of `scale_spread`."""
 
@@ -175,20 +176,36 @@ def _peak(shape: tuple[int, int, int], max_memory: int, out: Any) -> None:
 
 
 def peak_mb(shape: tuple[int, int, int], max_memory: int) -> float:
-    """Return the peak resident memory of evaluating a volume under a limit, in MB (10^6 bytes)."""
+    """Return the peak resident memory of evaluating a volume under a limit, in MB (10^6 bytes).
+
+    Raises:
+      DataError: the process that evaluates it ended before it was done, as where memory is short.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_peak, args=(shape, max_memory, sender))
     process.start()
-    peak = float(receiver.recv())
+    sender.close()  # the process has its own: where that one ends, so does the pipe
+    try:
+        peak = float(receiver.recv())
+    except EOFError as error:
+        process.join()
+        raise DataError(
+            f"peak_mb: expected a process that evaluates {' x '.join(map(str, shape))} voxels within {max_memory} MB. "
+            f"Received: one that ended with status {process.exitcode}. What it said stands above; free memory."
+        ) from error
     process.join()
     return peak
 
 
 def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
-    """Return the largest change of a validation case's Dice by --fast and by bfloat16, after the recipe."""
+    """Return the largest change of a validation case's Dice by --fast and by bfloat16, after the recipe.
+
+    Raises:
+      DataError: there are no such cases, or the model was trained on them.
+    """
     from femur_tf import bundle as bundles
-    from femur_tf import metrics, postprocess, study, volume
+    from femur_tf import metrics, postprocess, volume
 
     plan = dataclasses.replace(study.read_plan(work), data=bundle.settings.data)
     ways = {
@@ -198,7 +215,9 @@ def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
         "fast_bf16": config.PredictConfig(precision="bfloat16", fast=True),
     }
     changes = dict.fromkeys(ways, 0.0)
-    for case in study.needed(work, plan, "validation"):
+    cases = study.needed(work, plan, "validation")
+    lineage.require_unseen(bundle.folder, [case.name for case in cases], "validation")
+    for case in cases:
         loaded = study.load_case(plan, case)
         spacing_mm = loaded.image.volume.spacing_mm
         scores = {}
@@ -213,7 +232,7 @@ def dice_changes(bundle: Any, work: Path) -> dict[str, float]:
 def _setting(arguments: DenseArguments) -> tuple[Any, Any, np.ndarray]:
     """Return the bundle (None without --model), the Keras model, and the volume to time."""
     from femur_tf import bundle as bundles
-    from femur_tf import model, study
+    from femur_tf import model
 
     if arguments.model is None:
         preset = config.PRESETS["default"]
@@ -224,13 +243,14 @@ def _setting(arguments: DenseArguments) -> tuple[Any, Any, np.ndarray]:
     grid = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
     if arguments.work:
         plan = dataclasses.replace(study.read_plan(arguments.work), data=bundle.settings.data)
-        found = [study.load_case(plan, case).working.data for case in plan.part("train")[:1]]
-        grid = found[0]
+        grid = study.load_case(plan, study.needed(arguments.work, plan, "train")[0]).working.data
     return bundle, bundle.model, grid
 
 
 def main(arguments: DenseArguments) -> None:
     """Measure, and print one JSON line."""
+    if arguments.work and arguments.model is None:
+        raise DataError("--work: expected --model with it. Received: none. Name a run of the study, or leave it out.")
     quiet.start_tensorflow()
     from femur_tf import dense, predict
 
@@ -259,7 +279,7 @@ def main(arguments: DenseArguments) -> None:
     line["gemm_fraction_f32"], line["gemm_fraction_bf16"] = line["f32_gemm_fraction"], line["bf16_gemm_fraction"]
     line["exact_units"] = min(line["f32_units"], line["bf16_units"])
     line["fast_units"] = min(line["fast_f32_units"], line["fast_bf16_units"])
-    if arguments.work and not isinstance(bundle, config.PatchConfig):
+    if arguments.work:
         changes = dice_changes(bundle, arguments.work)
         line["fast_dice_change"] = max(changes["fast"], changes["fast_bf16"])
         line["bf16_dice_change"] = changes["bf16"]

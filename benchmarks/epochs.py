@@ -42,7 +42,7 @@ def train(arguments: EpochsArguments) -> list[dict[str, float]]:
     """Train, or go on, with the network of each epoch kept; return the history.
 
     Raises:
-      DataError: as `training.train` does.
+      DataError: as `training.train` does, or another process is training the run.
     """
     import keras
 
@@ -60,7 +60,8 @@ def train(arguments: EpochsArguments) -> list[dict[str, float]]:
             files.write_json(temporary / bundles.CONFIG, config.to_dict(settings))
 
     keeping = keras.callbacks.LambdaCallback(on_epoch_end=keep)
-    return training.train(folder, run, settings, callbacks=[keeping]).history
+    with files.locked(run, "Wait for it, or choose another --run."):
+        return training.train(folder, run, settings, callbacks=[keeping]).history
 
 
 def scored(arguments: EpochsArguments, history: list[dict[str, float]]) -> list[dict[str, Any]]:

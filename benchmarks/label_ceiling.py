@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import cross_validation, derived
+from benchmarks import cross_validation, derived, scoring
 from femur_tf import command, config, log_odds, metrics, postprocess, quiet
 from femur_tf.errors import DataError, typed
 
@@ -59,8 +59,8 @@ class Ceiling:
     """Voxels, along the axes of the slices, by which the reference is moved."""
     odds: float
     """What the odds of the cut-off are multiplied by."""
-    ends: float
-    """Dice where only slices count in which both masks have bone, less `dice`."""
+    ends: float | None
+    """Dice where only slices count in which both masks have bone, less `dice`; None where there are none."""
     wide: float
     """With wide errors undone."""
     missed: float | None
@@ -80,11 +80,14 @@ def moved(mask: np.ndarray, shift: tuple[int, int], axes: tuple[int, int]) -> np
     return result
 
 
-def _without_ends(mask: np.ndarray, reference: np.ndarray, across: int) -> float:
-    """Return the Dice in slices in which both masks have bone."""
+def _lost_at_ends(mask: np.ndarray, reference: np.ndarray, across: int) -> float | None:
+    """Return what slices cost in which only one of the masks has bone; None where no slice has bone in both."""
     others = tuple(axis for axis in range(3) if axis != across)
     both = mask.any(axis=others) & reference.any(axis=others)
-    return metrics.dice(mask.compress(both, axis=across), reference.compress(both, axis=across))
+    if not both.any():
+        return None
+    inner = metrics.dice(mask.compress(both, axis=across), reference.compress(both, axis=across))
+    return inner - metrics.dice(mask, reference)
 
 
 def _wide(error: np.ndarray, spacing_mm: postprocess.Spacing) -> np.ndarray:
@@ -122,7 +125,7 @@ def ceiling(
         both=table[best],
         shift=best[1],
         odds=best[0],
-        ends=_without_ends(masks[1], reference, across) - table[1, (0, 0)],
+        ends=_lost_at_ends(masks[1], reference, across),
         wide=metrics.dice((masks[1] | missed) & ~extra, reference),
         missed=_median(probability, missed),
         extra=_median(probability, extra),
@@ -141,9 +144,9 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
     """Yield each left-out case of the folds of a study.
 
     Raises:
-      DataError: a fold is missing, or has no scores.
+      DataError: a fold is missing, has no scores or was made from other masks, or there can be no such folds.
     """
-    folders = [cross_validation.folder_of(arguments, number) for number in range(arguments.folds)]
+    folders = list(cross_validation.studies(arguments))
     numbers = ("--folds", arguments.folds, "--minutes", f"{arguments.minutes:g}", "--seed", arguments.seed)
     for folder in folders:
         if not derived.scores_path(folder).exists():
@@ -168,6 +171,11 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
             yield one.loaded.case.name, ceiling(masks, probability, reference, sample.spacing_mm)
 
 
+def _cell(value: float | None, digits: int = 3) -> str:
+    """Return a value as the table shows it, nothing where it is not defined."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def main(arguments: CeilingArguments) -> None:
     """Print a table and one JSON line."""
     quiet.start_tensorflow()
@@ -176,15 +184,15 @@ def main(arguments: CeilingArguments) -> None:
     rows = [
         (
             case,
-            *(f"{getattr(c, n):.3f}" for n in names),
-            *("" if p is None else f"{p:.2f}" for p in (c.missed, c.extra)),
+            *(_cell(getattr(c, n)) for n in names),
+            *(_cell(p, 2) for p in (c.missed, c.extra)),
             f"{c.shift[0]}, {c.shift[1]}",
             f"{c.odds:g}",
         )
         for case, c in sorted(found.items())
     ]
-    means = {name: float(np.mean([getattr(c, name) for c in found.values()])) for name in names}
-    rows.append(("mean", *(f"{value:.3f}" for value in means.values()), "", "", "", ""))
+    means = {name: scoring.over_defined(np.mean, [getattr(c, name) for c in found.values()]) for name in names}
+    rows.append(("mean", *map(_cell, means.values()), "", "", "", ""))
     command.table("Flaws undone", ("case", *names, "missed", "extra", "shift", "odds"), rows)
     command.say(json.dumps(means | {"cases": {case: dataclasses.asdict(c) for case, c in sorted(found.items())}}))
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from data_prep import sampling, write_records
 from femur_tf import command, config, records, tfrecords
+from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
 
 RULE = config.PatchConfig(scales_mm=(0.0,))
@@ -191,6 +192,9 @@ def measure(arguments: PipelineArguments) -> dict[str, float]:
 
 def main(arguments: PipelineArguments) -> None:
     """Print the figures."""
+    for name, value in dataclasses.asdict(arguments).items():
+        if value < 1:
+            raise DataError(f"--{name}: expected at least 1. Received: {value}.")
     print(json.dumps(measure(arguments)))
 
 

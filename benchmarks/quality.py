@@ -22,6 +22,7 @@ from benchmarks import perturbations
 from benchmarks.perturbations import PERTURBATIONS, Scan
 from femur_tf import command, config, measures, metrics, postprocess, quality, quiet, study
 from femur_tf import volume as volumes
+from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -147,6 +148,8 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
 
 def main(arguments: QualityArguments) -> None:
     """Perturb, judge, print one table and one JSON line."""
+    if arguments.cases < 0:
+        raise DataError(f"--cases: expected 0 or more. Received: {arguments.cases}.")
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 

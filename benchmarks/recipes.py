@@ -20,10 +20,11 @@ import numpy as np
 import tyro
 
 from benchmarks import derived, scoring
-from femur_tf import command, quiet, recipe, study
+from femur_tf import command, lineage, quiet, recipe, study
 from femur_tf.errors import DataError
 
 NEVER = math.inf
+PARTS: Final[tuple[study.Part, ...]] = ("validation", "test")
 RULES: Final[Mapping[str, tuple[float, float]]] = {
     "in use": (recipe.GAIN, recipe.STEP_GAIN),
     "steps, too, for the gain of the cut-off": (recipe.GAIN, recipe.GAIN),
@@ -49,7 +50,7 @@ class RecipesArguments:
     """The run of each."""
 
 
-def of_study(work: Path, run: str) -> dict[str, dict[str, dict[str, float]]]:
+def of_study(work: Path, run: str) -> dict[str, dict[study.Part, dict[str, float]]]:
     """Return the Dice of each case, by rule, part (`validation`, `test`) and name.
 
     Args:
@@ -57,17 +58,17 @@ def of_study(work: Path, run: str) -> dict[str, dict[str, dict[str, float]]]:
       run: its run.
 
     Raises:
-      DataError: the run or cases are missing.
+      DataError: the run or cases are missing, or the run has seen them.
     """
     from femur_tf import bundle as bundles
     from femur_tf import calibration, case_maps
 
     bundle = bundles.load(study.run_path(work, run), calibrated=False)
     plan = study.read_plan(work)
-    maps = {
-        part: [case_maps.read(bundle, plan, case) for case in study.needed(work, plan, part)]
-        for part in ("validation", "test")
-    }
+    cases = {part: study.needed(work, plan, part) for part in PARTS}
+    for part, some in cases.items():
+        lineage.require_unseen(bundle.folder, [case.name for case in some], part)
+    maps = {part: [case_maps.read(bundle, plan, case) for case in some] for part, some in cases.items()}
     fitted = calibration.fit(case_maps.raw_counts(maps["validation"]))
     samples = {part: [one.sample(fitted) for one in some] for part, some in maps.items()}
     names = {part: [one.loaded.case.name for one in some] for part, some in maps.items()}
@@ -88,10 +89,7 @@ def main(arguments: RecipesArguments) -> None:
     found = [of_study(work, arguments.run) for work in arguments.works]
     rows, line = [], {}
     for rule in RULES:
-        means = {
-            part: float(np.mean([dice for one in found for dice in one[rule][part].values()]))
-            for part in ("validation", "test")
-        }
+        means = {part: float(np.mean([dice for one in found for dice in one[rule][part].values()])) for part in PARTS}
         rows.append((rule, *(f"{mean:.3f}" for mean in means.values())))
         line[rule] = means | {"cases": [one[rule]["test"] for one in found]}
     command.table(f"Rules, {len(found)} studies", ("rule", "Dice, validation", "Dice, test"), rows)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from benchmarks import scoring
 from data_prep import cohort, split
-from femur_tf import calibration, case_scores, command, files, metrics, postprocess, quiet, study, volume
+from femur_tf import calibration, case_scores, command, files, lineage, metrics, postprocess, quiet, study, volume
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -56,6 +57,20 @@ def chosen(data: Path, numbers: str) -> list[study.Case]:
     pairs = {pair.name: pair for pair in cohort.pair(data / "images", data / "masks").pairs}
     wanted = sorted(split.named(numbers.split(","), list(pairs)))
     return [study.Case(name, str(pairs[name].image), str(pairs[name].mask), "test") for name in wanted]
+
+
+def unseen(model: Path, cases: list[study.Case]) -> Bundle:
+    """Return a model.
+
+    Raises:
+      DataError: it has seen one of the cases.
+    """
+    from femur_tf import bundle as bundles
+
+    bundle = bundles.load(model)
+    choosers = bundle.chosen.cases if bundle.chosen else ()
+    lineage.require_unseen(bundle.folder, [case.name for case in cases], "test", choosers)
+    return bundle
 
 
 def draw(
@@ -105,9 +120,10 @@ def main(arguments: ResultsArguments) -> None:
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
-    bundle = bundles.load(arguments.model or bundles.shipped())
-    other = bundles.load(arguments.beside) if arguments.beside else None
-    plan = study.Plan(tuple(chosen(arguments.data, arguments.cases)), bundle.settings.data)
+    asked = chosen(arguments.data, arguments.cases)
+    bundle = unseen(arguments.model or bundles.shipped(), asked)
+    other = unseen(arguments.beside, asked) if arguments.beside else None
+    plan = study.Plan(tuple(asked), bundle.settings.data)
     scores, counts, cases, beside = [], metrics.VoxelCounts(), {}, {}
     for case in command.track(plan.cases, "cases"):
         loaded = study.load_case(plan, case)
@@ -122,9 +138,7 @@ def main(arguments: ResultsArguments) -> None:
 
             cases[case.name] = pictures.overlay_png(loaded.image.volume, mask, loaded.reference)
     case_scores.show(f"{bundle.folder}, test cases", scores)
-    names = ("dice", "ppv", "sensitivity", "surface_mm")
-    means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in names}
-    line = {"auc": metrics.auc(counts), **means, "cases": {s.case: s.dice for s in scores}}
+    line = {"auc": metrics.auc(counts), **scoring.means(scores), "cases": {s.case: s.dice for s in scores}}
     if other:
         line["beside"] = beside
     command.say(json.dumps(line))

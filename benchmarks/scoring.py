@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from femur_tf import calibration, config, metrics, postprocess, recipe
+import numpy as np
+
+from femur_tf import calibration, case_scores, config, metrics, postprocess, recipe
 
 if TYPE_CHECKING:
     from femur_tf.case_maps import CaseMap
+
+
+MEASURES = ("dice", "ppv", "sensitivity", "surface_mm")
+"""What a line of JSON says of scores."""
+
+
+def over_defined(measure: Callable[[np.ndarray], float], values: Iterable[float | None]) -> float | None:
+    """Return what a measure, such as a mean, gives over the values that are defined: an empty mask has no PPV.
+
+    Args:
+      measure: of (N,) float64.
+      values: None or NaN where not defined.
+
+    Returns:
+      None, JSON's null, where no value is defined.
+
+    Example:
+      >>> over_defined(np.mean, [0.5, 1.0, float("nan"), None])
+      0.75
+    """
+    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+    return float(measure(known)) if known.size else None
+
+
+def means(scores: Sequence[case_scores.CaseScore]) -> dict[str, float | None]:
+    """Return the mean of each of `MEASURES` over the cases that have it."""
+    return {name: over_defined(np.mean, [getattr(one, name) for one in scores]) for name in MEASURES}
 
 
 def case_dice(samples: Sequence[recipe.Sample], chosen: config.RecipeConfig) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from femur_tf import client, command, image_io, jobs, messages, phantom, quiet, scans, segment, wire, wire_rest
+from femur_tf.errors import DataError, typed
 
 MILLION = 1e6
 SMALL = (40, 40, 16)
@@ -218,12 +219,21 @@ class Load:
 
 
 def measure(arguments: ServingArguments) -> dict[str, Any]:
-    """Measure all; what is written is removed at the end."""
+    """Measure all; what is written is removed at the end.
+
+    Raises:
+      DataError: the model is not one that a server reads.
+    """
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
     from tests.conformance import Process
 
     model = arguments.model.resolve()
+    if not bundles.versions(model):
+        raise DataError(
+            f"{model}: expected a saved model, with a folder for each version. Received: none in it. "
+            f"A run becomes one by {typed('femur_tf.export', 'WORK', '--run', 'NAME', '--to', 'DIR')}"
+        )
     with tempfile.TemporaryDirectory() as name, Process(model) as server:
         settings = wire.ServerConfig(f"localhost:{server.grpc_port}", name=model.name, deadline_s=3600)
         bench = Bench(bundles.load(model), server, settings, Path(name))

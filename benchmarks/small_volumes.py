@@ -22,6 +22,7 @@ import tyro
 from scipy import ndimage
 
 from femur_tf import command, files
+from femur_tf.errors import DataError
 
 Shape = tuple[int, int, int]
 SHAPE: Shape = (35, 51, 35)
@@ -92,14 +93,22 @@ def volume(rng: np.random.Generator, shape: Shape = SHAPE) -> tuple[np.ndarray, 
 
 def main(arguments: SmallArguments) -> None:
     """Write the cohort."""
-    files.refuse_existing(arguments.folder / "images", overwrite=arguments.overwrite)
-    for number in range(arguments.first, arguments.first + arguments.cases):
-        grey, mask = volume(np.random.default_rng(number), arguments.shape)
-        for name, data in (("images", grey), ("masks", mask.astype(np.uint8))):
-            path = arguments.folder / name / f"small_{number:02d}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), path)
-    command.say(f"{arguments.cases} volumes: {arguments.folder}/images, {arguments.folder}/masks")
+    if arguments.cases < 1 or arguments.first < 0:
+        raise DataError(
+            "--cases, --first: expected at least 1 volume, numbered from 0 or more. "
+            f"Received: {arguments.cases}, from {arguments.first}."
+        )
+    places = [arguments.folder / name for name in ("images", "masks")]
+    for place in places:
+        files.refuse_existing(place, overwrite=arguments.overwrite)
+    with files.whole(places[0]) as images, files.whole(places[1]) as masks:
+        for folder in (images, masks):
+            folder.mkdir()
+        for number in range(arguments.first, arguments.first + arguments.cases):
+            grey, mask = volume(np.random.default_rng(number), arguments.shape)
+            for folder, data in ((images, grey), (masks, mask.astype(np.uint8))):
+                nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), folder / f"small_{number:02d}.nii.gz")
+    command.say(f"{arguments.cases} volumes: {places[0]}, {places[1]}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from femur_tf import command, lineage, metrics, quiet, study
+from femur_tf.errors import DataError
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -71,6 +72,8 @@ def score(bundle: Bundle, arguments: StridedArguments) -> dict[str, Any]:
 
 def main(arguments: StridedArguments) -> None:
     """Print a table and one JSON line."""
+    if arguments.every < 1:
+        raise DataError(f"--every: expected at least 1. Received: {arguments.every}.")
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from femur_tf import command, quiet, study
+from femur_tf import command, files, quiet, study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +43,22 @@ class UnetArguments:
 def main(arguments: UnetArguments) -> None:
     """Train, choose, measure, and print one JSON line."""
     plan = study.read_plan(arguments.work)
-    study.needed(arguments.work, plan, "validation")
-    folder = arguments.work / "unet" / arguments.run
+    parts: tuple[study.Part, ...] = ("train", "validation", "test") if arguments.test else ("train", "validation")
+    for part in parts:
+        study.needed(arguments.work, plan, part)  # told before the training
+    folder = files.child(arguments.work / "unet", arguments.run)
     quiet.start_tensorflow()
     import keras
 
     from benchmarks import unet_training as unet
     from femur_tf import bundle as bundles
 
-    state = unet.train(folder, plan, minutes=arguments.minutes, seed=arguments.seed, overwrite=arguments.overwrite)
+    with files.locked(folder, "Wait for it, or choose another --run."):
+        state = unet.train(folder, plan, minutes=arguments.minutes, seed=arguments.seed, overwrite=arguments.overwrite)
     network = keras.saving.load_model(folder / bundles.MODEL, compile=False)
     line = {"minutes": state.seconds / 60, "parameters": network.count_params(), "epochs": state.epoch}
-    line |= unet.measure(network, plan, "validation", folder)
-    if arguments.test:
-        line |= unet.measure(network, plan, "test", folder)
+    for part in parts[1:]:
+        line |= unet.measure(network, plan, part, folder)
     command.say(json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in line.items()}))
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from benchmarks import scoring
 from benchmarks.crops import BATCH, STEPS, batches, neighbours, padded, read_pairs, validation_slices
 from benchmarks.dense import unit_s
 from femur_tf import bundle as bundles
@@ -69,14 +70,26 @@ def build() -> keras.Model:
     return network
 
 
-def _start(folder: Path, seed: int) -> tuple[keras.Model, callbacks.State]:
+def _start(folder: Path, seed: int, *, overwrite: bool) -> tuple[keras.Model, callbacks.State]:
     """Return the model and the state to go on with: those of the last checkpoint, or new ones."""
-    found = callbacks.checkpoints(folder)
+    found = [] if overwrite else callbacks.checkpoints(folder)
     if found:
         state = callbacks.State(**files.read_json(found[-1] / "state.json"))
         return keras.saving.load_model(found[-1] / bundles.MODEL), state
     keras.utils.set_random_seed(seed)
     return build(), callbacks.State()
+
+
+def settings_of(plan: study.Plan, *, minutes: float, seed: int) -> dict[str, Any]:
+    """Return what a run is made with, as plain JSON types: its clock, its working grid, its cases."""
+    return {
+        "minutes": minutes,
+        "seed": seed,
+        "spacing_mm": list(plan.data.patch.spacing_mm),
+        "normalisation": config.to_dict(plan.data.normalisation),
+        "label": plan.label,
+        **{part: [case.name for case in plan.part(part)] for part in ("train", "validation")},
+    }
 
 
 def train(folder: Path, plan: study.Plan, *, minutes: float, seed: int, overwrite: bool) -> callbacks.State:
@@ -87,29 +100,28 @@ def train(folder: Path, plan: study.Plan, *, minutes: float, seed: int, overwrit
       plan: the study.
       minutes: of training, as `femur_tf.train` counts them.
       seed: of weights and crops.
-      overwrite: train anew where the folder holds a run.
+      overwrite: train anew where the folder holds a run, which is removed when all is known to be well.
 
     Raises:
-      DataError: the folder holds a run with other minutes, another seed or other cases.
+      DataError: minutes that are none; the folder holds a run with other minutes, another seed, another working grid
+        or other cases.
     """
-    if overwrite:
-        files.remove(folder)
-    learned = {part: [case.name for case in plan.part(part)] for part in ("train", "validation")}
-    settings = {"minutes": minutes, "seed": seed, **learned}
-    written = folder / "settings.json"
-    found = files.read_json(written) if written.exists() else settings
+    schedule = config.from_dict(config.TrainConfig, {"learning_rate": LEARNING_RATE, "minutes": minutes}, "--minutes")
+    settings, written = settings_of(plan, minutes=minutes, seed=seed), folder / "settings.json"
+    found = files.read_json(written) if written.exists() and not overwrite else settings
     if found != settings:
         raise DataError(
             f"{folder}: expected a run of {settings}. Received: {found}. Pass another --run or --overwrite."
         )
-    network, state = _start(folder, seed)
+    network, state = _start(folder, seed, overwrite=overwrite)
     if state.finished:
         return state
+    training, validation = (read_pairs(plan, part) for part in ("train", "validation"))
+    if overwrite:
+        files.clear(folder)
     files.write_json(written, settings)
-    schedule = config.TrainConfig(learning_rate=LEARNING_RATE, minutes=minutes)
     progress = callbacks.Progress(schedule, state, STEPS)
     never = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=ENDLESS)
-    training, validation = (read_pairs(plan, part) for part in ("train", "validation"))
     with progress.display:
         network.fit(
             batches(training, seed, state.epoch),
@@ -168,8 +180,7 @@ def measure(network: keras.Model, plan: study.Plan, part: study.Part, folder: Pa
     scores = [
         case_scores.score(n, mask, s.reference, s.spacing_mm) for n, mask, s in zip(names, masks, samples, strict=True)
     ]
-    means = {n: float(np.mean([getattr(s, n) for s in scores])) for n in ("dice", "ppv", "sensitivity", "surface_mm")}
-    result: dict[str, Any] = {f"{part}_{name}": value for name, value in means.items()}
+    result: dict[str, Any] = {f"{part}_{name}": value for name, value in scoring.means(scores).items()}
     result[f"{part}_cases"] = {s.case: round(s.dice, 4) for s in scores}
     mean_s = float(np.mean(seconds))
     return result | {"seconds_a_volume": mean_s, "units_a_volume": mean_s / unit}

@@ -9,6 +9,9 @@ import bright
 import pytest
 import tiny
 
+from benchmarks import pipeline, serving
+from femur_tf.errors import DataError
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,6 +26,19 @@ def test_the_pipeline_benchmark_prints_one_json_line():
     assert {"cut_per_s", "write_per_s", "read_per_s", "input_wait_fraction"} <= found.keys()
     assert all(found[name] > 0 for name in found)
     assert found["input_wait_fraction"] < 1
+
+
+@pytest.mark.parametrize("name", ["shards", "examples", "steps", "processes"])
+def test_a_pipeline_of_nothing_is_refused(name):
+    with pytest.raises(DataError, match=f"--{name}: expected at least 1. Received: 0"):
+        pipeline.main(pipeline.PipelineArguments(**{name: 0}))
+
+
+def test_a_run_is_not_served(tmp_path):
+    pytest.importorskip("tensorflow_serving")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError, match=r"run: expected a saved model.* python -m femur_tf\.export"):
+        serving.measure(serving.ServingArguments(tmp_path / "run"))
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import bright
 import numpy as np
 import pytest
 import tiny
@@ -168,9 +170,86 @@ def test_a_case_gets_what_the_cases_of_other_folds_choose(tmp_path, monkeypatch)
 
 
 def test_a_ceiling_needs_folds(tmp_path):
+    tiny.write_study(tmp_path)
     arguments = label_ceiling.CeilingArguments(tmp_path, minutes=2.5)
     with pytest.raises(DataError, match=r"3-0-2\.5min-2017: expected a fold.* --folds 3 --minutes 2\.5 --seed 2017"):
         next(iter(label_ceiling.left_out(arguments)))
+
+
+def test_a_ceiling_of_no_folds_is_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    with pytest.raises(DataError, match=r"--folds: expected 2 or more.*Received: 0 of 3"):
+        next(iter(label_ceiling.left_out(label_ceiling.CeilingArguments(tmp_path, folds=0))))
+
+
+def test_an_empty_mask_has_no_ends():
+    assert ceiling({1: np.zeros_like(square())}, square()).ends is None
+
+
+def test_means_are_those_of_the_cases_that_have_a_value(tmp_path, monkeypatch, capsys):
+    tiny.write_study(tmp_path)
+    names = iter(["hip_01", "hip_02", "hip_03"])
+    ppv = {"hip_01": None, "hip_02": 0.6, "hip_03": 0.8}
+
+    def scores(folder, minutes, processes):
+        name = next(names)
+        return [{"case": name, "dice": 0.5, "ppv": ppv[name], "sensitivity": 0.5, "surface_mm": None}]
+
+    monkeypatch.setattr(derived, "scores", scores)
+    monkeypatch.setattr(cross_validation, "pooled", lambda folders: dict.fromkeys(ppv, 0.5))
+    cross_validation.main(cross_validation.FoldsArguments(tmp_path))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["ppv"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1)}
+    assert found["surface_mm"] == {"mean": None, "sd": None}
+    assert found["dice"] == {"mean": 0.5, "sd": 0.0}
+
+
+def correct_mask(plan):
+    """Write another mask of the study's first case."""
+    bright.save(Path(plan.cases[0].mask), np.roll(tiny.ball(), 1, axis=0).astype(np.uint8))
+
+
+def test_scores_of_a_mask_that_was_corrected_since_are_refused(tmp_path):
+    plan, parts = tiny.write_study(tmp_path), {"hip_01": "train", "hip_03": "test"}
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    correct_mask(plan)
+    words = r"expected the scans and masks that this study .*Received: others of hip_01,.*Remove its folder"
+    with pytest.raises(DataError, match=words):
+        derived.derive(tmp_path, tmp_path / "one", parts)
+    with pytest.raises(DataError, match=words):
+        derived.left_out(tmp_path / "one")
+
+
+def test_a_derived_study_that_does_not_say_what_it_was_made_from_stays(tmp_path):
+    plan, parts = tiny.write_study(tmp_path), {"hip_01": "train", "hip_03": "test"}
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    (tmp_path / "one" / derived.MADE_FROM).unlink()
+    derived.derive(tmp_path, tmp_path / "one", parts)
+    correct_mask(plan)
+    with pytest.raises(DataError, match="others of hip_01"):
+        derived.derive(tmp_path, tmp_path / "one", parts)
+
+
+def test_records_of_which_only_a_part_was_removed_go(tmp_path):
+    tiny.write_study(tmp_path)
+    folder = tmp_path / "one"
+    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
+    files.write_json(derived.scores_path(folder), {"cases": []})
+    files.write_text(study.records_path(folder) / "shards/hip_01-00000-of-00001.tfrecord", "")
+    derived.scores(folder, 1.0, 1)
+    assert not study.records_path(folder).exists()
+
+
+def test_a_derived_study_that_another_process_makes_is_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    folder = tmp_path / "one"
+    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
+    with (
+        files.locked(study.run_path(folder, "default"), ""),
+        pytest.raises(DataError, match=r"runs/default: another process is working here\. Wait for it\."),
+    ):
+        derived.scores(folder, 1.0, 1)
 
 
 def test_a_derived_study_of_another_plan_is_refused(tmp_path):

@@ -40,6 +40,17 @@ def test_the_network_of_each_epoch_is_kept(tmp_path, monkeypatch):
     assert epochs.train(arguments) == history
 
 
+def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
+    tiny.write_all(tmp_path)
+    with (
+        files.locked(study.run_path(tmp_path, "epochs"), ""),
+        pytest.raises(
+            DataError, match=r"runs/epochs: another process is working here\. Wait for it, or choose another"
+        ),
+    ):
+        epochs.train(epochs.EpochsArguments(tmp_path))
+
+
 def test_a_study_without_validation_cases_is_refused_before_it_trains(tmp_path):
     tiny.write_study(tmp_path, rule=bright.RULE)
     values = files.read_json(study.plan_path(tmp_path))

@@ -11,6 +11,7 @@ import tiny
 from benchmarks import perturbations, quality
 from benchmarks.perturbations import PERTURBATIONS, Scan
 from femur_tf import files, study
+from femur_tf.errors import DataError
 from femur_tf.measures import Profile
 from femur_tf.quality import DISTANCES, MEASURES
 from femur_tf.volume import Volume
@@ -108,6 +109,11 @@ def test_the_summary_counts_by_hand():
         "dice_held_and_flagged": 1,
         "reasons": {"volume": 1, "number of parts": 1},
     }
+
+
+def test_fewer_than_no_cases_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"--cases: expected 0 or more\. Received: -1"):
+        quality.main(quality.QualityArguments(tmp_path, tmp_path, cases=-1))
 
 
 @pytest.mark.slow

@@ -40,6 +40,26 @@ def test_a_cohort_is_written_and_not_overwritten(tmp_path):
         small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=2))
 
 
+def test_a_cohort_is_replaced_whole(tmp_path):
+    small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=2))
+    small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=1, first=5, overwrite=True))
+    for name in ("images", "masks"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["small_05.nii.gz"]
+
+
+def test_masks_that_are_there_stay(tmp_path):
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="masks: already exists"):
+        small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=1))
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("numbers", [{"cases": -1}, {"cases": 0}, {"first": -1}])
+def test_numbers_that_cannot_be_are_refused(tmp_path, numbers):
+    with pytest.raises(DataError, match="--cases, --first: expected at least 1 volume, numbered from 0 or more"):
+        small_volumes.main(small_volumes.SmallArguments(tmp_path, **numbers))
+
+
 def test_volumes_of_other_numbers_are_others(tmp_path):
     small_volumes.main(small_volumes.SmallArguments(tmp_path, cases=1, first=12))
     (image,) = (tmp_path / "images").iterdir()

@@ -9,12 +9,18 @@ import tiny
 
 from benchmarks import strided
 from femur_tf import bundle, study
+from femur_tf.errors import DataError
 
 
 def test_slices_that_lie_far_apart_are_all_read():
     found = strided.centres((9, 3, 17), (0.9, 5.2, 0.9), 8)
     assert sorted({tuple(c) for c in found[:, [0, 2]].tolist()}) == [(x, z) for x in (0, 8) for z in (0, 8, 16)]
     assert sorted(set(found[:, 1].tolist())) == [0, 1, 2]
+
+
+def test_no_distance_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"--every: expected at least 1\. Received: 0"):
+        strided.main(strided.StridedArguments(tmp_path, every=0))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import tiny
 from benchmarks import crops
 from benchmarks import unet as command
 from benchmarks import unet_training as unet
-from femur_tf import callbacks, files, study
+from femur_tf import callbacks, config, files, study
 from femur_tf.errors import DataError
 
 WEIGHT_TOLERANCE = 1e-5
@@ -173,26 +174,62 @@ def test_the_line_has_test_scores_only_when_asked(tmp_path, small, monkeypatch, 
         assert len(list(csv.DictReader(stream))) == without["epochs"]
 
 
-def test_other_minutes_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"minutes": 20.0}, r"minutes.*Received.*20.*--overwrite"),
+        ({"train": ["hip_01", "hip_04"]}, r"hip_02.*Received.*hip_04"),
+        ({"spacing_mm": [2.0, 2.0, 2.0]}, r"spacing_mm': \[1.*Received.*spacing_mm': \[2"),
+        ({"normalisation": {}}, r"upper_percentile.*Received.*normalisation': {}"),
+        ({"label": 7}, r"label': None.*Received.*label': 7"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused(tmp_path, other, words):
     plan = tiny.write_study(tmp_path)
-    learned = {"train": ["hip_01", "hip_02"], "validation": ["hip_03"]}
-    files.write_json(tmp_path / "settings.json", {"minutes": 20.0, "seed": 2017, **learned})
-    with pytest.raises(DataError, match=r"minutes.*Received.*20.*--overwrite"):
+    settings = unet.settings_of(plan, minutes=MINUTES, seed=2017)
+    files.write_json(tmp_path / "settings.json", settings | other)
+    with pytest.raises(DataError, match=words):
         train(tmp_path, plan)
 
 
-def test_a_run_on_other_cases_is_refused(tmp_path):
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_study_without_cases_of_a_part_is_refused_before_it_trains(tmp_path, part):
     plan = tiny.write_study(tmp_path)
-    learned = {"train": ["hip_01", "hip_04"], "validation": ["hip_03"]}
-    files.write_json(tmp_path / "settings.json", {"minutes": MINUTES, "seed": 2017, **learned})
-    with pytest.raises(DataError, match=r"hip_02.*Received.*hip_04"):
-        train(tmp_path, plan)
+    left = dataclasses.replace(plan, cases=tuple(case for case in plan.cases if case.part != part))
+    files.write_json(study.plan_path(tmp_path), config.to_dict(left))
+    with pytest.raises(DataError, match=f"expected {part} cases"):
+        command.main(command.UnetArguments(tmp_path, test=True))
+    assert not (tmp_path / "unet").exists()
 
 
-def test_a_study_without_training_cases_is_refused(tmp_path):
-    plan = study.Plan((), tiny.write_study(tmp_path).data)
-    with pytest.raises(DataError, match="expected train cases"):
-        crops.read_pairs(plan, "train")
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    with pytest.raises(DataError, match=r"unet: expected the name of a folder in it\. Received: '\.\.'"):
+        command.main(command.UnetArguments(tmp_path, run="..", overwrite=True))
+    assert study.plan_path(tmp_path).exists()
+
+
+@pytest.mark.parametrize("problem", ["minutes", "scan"])
+def test_a_run_stays_where_another_cannot_begin(tmp_path, small, problem):
+    plan, kept = tiny.write_study(tmp_path), tmp_path / "unet/default/model.keras"
+    files.write_text(kept, "")
+    minutes = 0.0 if problem == "minutes" else MINUTES
+    if problem == "scan":
+        Path(plan.cases[0].image).unlink()
+    with pytest.raises((DataError, FileNotFoundError), match="--minutes" if problem == "minutes" else "hip_01"):
+        unet.train(kept.parent, plan, minutes=minutes, seed=2017, overwrite=True)
+    assert [path.name for path in kept.parent.iterdir()] == ["model.keras"]
+
+
+def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    with (
+        files.locked(tmp_path / "unet/default", ""),
+        pytest.raises(
+            DataError, match=r"unet/default: another process is working here\. Wait for it, or choose another"
+        ),
+    ):
+        command.main(command.UnetArguments(tmp_path))
 
 
 def test_a_map_has_the_shape_of_its_volume(small):
