@@ -7,6 +7,7 @@ and the mask is made here from the map that comes back: the same steps as in
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -166,7 +167,9 @@ class Client:
         pool = concurrent.futures.ThreadPoolExecutor(self._arguments.concurrency + 1)
         done = False
         try:
-            for job, future in [(job, pool.submit(self.segment, job)) for job in todo]:
+            waiting = collections.deque((job, pool.submit(self.segment, job)) for job in todo)
+            while waiting:
+                job, future = waiting.popleft()  # one that has failed keeps its scan in memory
                 concurrent.futures.wait([future])
                 yield job, future
             done = True
@@ -187,14 +190,12 @@ def connected(settings: wire.ServerConfig) -> Iterator[tuple[wire.Connection, se
         yield connection, read_model(connection.describe(), connection.place)
 
 
-def main(arguments: ClientArguments) -> int:
-    """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
-    if arguments.concurrency < 1:
-        raise DataError(f"--concurrency: expected at least 1 scan. Received: {arguments.concurrency}")
-    todo = jobs.todo(arguments)
-    results, failed = [], 0
+def _segment(todo: jobs.Todo, arguments: ClientArguments, results: list[scans.Result]) -> int:
+    """Segment, add to the results, and return how many scans of a folder have failed."""
+    failed = 0
     with connected(arguments.connection) as (connection, model), command.progress(percent=True) as display:
         command.say(connection.place)
+        scans.require_cohort(connection.place, read_cohort(model, connection.place))
         task = display.add_task("scans", total=float(len(todo.jobs)))
         client = Client(connection, model, arguments, lambda share: display.advance(task, share))
         for job, future in client.segment_all(todo.jobs):
@@ -205,8 +206,21 @@ def main(arguments: ClientArguments) -> int:
                     raise
                 command.fail(f"{job.name}: {error}")
                 failed += 1
-    scans.show(results)
-    return 2 if failed else 0
+    return failed
+
+
+def main(arguments: ClientArguments) -> int:
+    """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
+    if arguments.concurrency < 1:
+        raise DataError(f"--concurrency: expected at least 1 scan. Received: {arguments.concurrency}")
+    todo = jobs.todo(arguments)
+    if not todo.jobs:
+        return 0
+    results: list[scans.Result] = []
+    try:
+        return 2 if _segment(todo, arguments, results) else 0
+    finally:  # what was done is told, too, where an interrupt or a full disk ends the rest
+        scans.show(results)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,29 @@ def model_card(bundle: Bundle, name: str) -> str:
     return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
 
 
+def _write_version(bundle: Bundle, folder: Path, name: str, card: str) -> None:
+    """Write a version: its model, what is needed beside it, the SavedModel and its warm-up requests.
+
+    Args:
+      bundle: the model.
+      folder: where to.
+      name: of the saved model.
+      card: the model card.
+    """
+    from femur_tf import bundle as bundles
+
+    extra = folder / bundles.EXTRA
+    extra.mkdir(parents=True)
+    # Loaded without its optimizer, whose state is twice the weights.
+    bundles.network(bundle.folder, bundle.settings).save(extra / bundles.MODEL)
+    for file in (bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])):
+        shutil.copyfile(bundle.folder / file, extra / file)
+    (extra / CARD).write_text(card, encoding="utf-8")
+    metadata = served.metadata(dataclasses.replace(bundle, folder=extra), name, card)
+    endpoints = write_saved_model(bundle, folder, served.to_json(metadata))
+    served.write_warm_up(extra / served.WARM_UP, name, [(e.name, e.example) for e in endpoints])
+
+
 def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     """Write a bundle as the next version of a saved model.
 
@@ -111,26 +134,24 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
       The version's folder.
 
     Raises:
-      DataError: the bundle has no recipe.
+      DataError: the bundle has no recipe, or another process exports to the folder.
     """
     from femur_tf import bundle as bundles
 
     recipe = bundle.recipe
+    if bundle.cohort is None:
+        command.warn(
+            f"{bundle.folder}: expected a cohort (cohort.json), by which unusual masks are told. Received: none: this "
+            "version finds nothing unusual but empty masks. Evaluate the run to the end, and export it again."
+        )
     command.say(f"Cut-off {recipe.cutoff:.4f}, {len(recipe.steps)} steps")
-    found = bundles.versions(to)
-    version = to / str(int(found[-1].name) + 1 if found else 1)
-    card = card or model_card(bundle, to.name)
-    with files.whole(version) as temporary:
-        extra = temporary / bundles.EXTRA
-        extra.mkdir(parents=True)
-        # Loaded without its optimizer, whose state is twice the weights.
-        bundles.network(bundle.folder, bundle.settings).save(extra / bundles.MODEL)
-        for name in (bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])):
-            shutil.copyfile(bundle.folder / name, extra / name)
-        (extra / CARD).write_text(card, encoding="utf-8")
-        metadata = served.metadata(dataclasses.replace(bundle, folder=extra), to.name, card)
-        endpoints = write_saved_model(bundle, temporary, served.to_json(metadata))
-        served.write_warm_up(extra / served.WARM_UP, to.name, [(e.name, e.example) for e in endpoints])
+    place = to.resolve()  # "." is no name
+    card = model_card(bundle, place.name) if card is None else card
+    with files.locked(place / "versions", "Wait for it to end."):  # two at once would take the same number
+        found = bundles.versions(to)
+        version = to / str(int(found[-1].name) + 1 if found else 1)
+        with files.whole(version) as temporary:
+            _write_version(bundle, temporary, place.name, card)
     return version
 
 
@@ -148,6 +169,7 @@ def _read_card(path: Path) -> str:
 
 def main(arguments: ExportArguments) -> None:
     """Export, and say how to use it."""
+    files.require_place(arguments.to / "VERSION")
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 

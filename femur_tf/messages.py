@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from femur_tf.errors import DataError
 
@@ -108,6 +109,18 @@ def _classes() -> dict[str, Any]:
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"femur.{name}")) for name in _MESSAGES}
 
 
+def _parse(name: str, data: bytes) -> Any:
+    """Return a serialized message.
+
+    Raises:
+      DataError: the bytes are none.
+    """
+    try:
+        return _classes()[name].FromString(data)
+    except DecodeError as error:
+        raise DataError(f"expected a {name}. Received: {error}") from error
+
+
 def _fill_spec(spec: Any, target: Target, signature: str = "") -> None:
     """Write which model is meant."""
     spec.name, spec.signature_name = target.name, signature
@@ -189,9 +202,9 @@ def predict_response(data: bytes) -> dict[str, np.ndarray]:
     """Return the outputs of a PredictResponse.
 
     Raises:
-      DataError: a type that is not used here, or another number of values than the shape says.
+      DataError: no such message, a type that is not used here, or another number of values than the shape says.
     """
-    response = _classes()["PredictResponse"].FromString(data)
+    response = _parse("PredictResponse", data)
     return {name: _to_array(name, tensor) for name, tensor in response.outputs.items()}
 
 
@@ -203,8 +216,12 @@ def metadata_request(target: Target) -> bytes:
 
 
 def metadata_response(data: bytes) -> tuple[frozenset[str], int | None]:
-    """Return what a GetModelMetadataResponse says: the signatures' names, and the version or None."""
-    response = _classes()["GetModelMetadataResponse"].FromString(data)
-    found = _classes()["SignatureDefMap"].FromString(response.metadata[SIGNATURES].value)
+    """Return what a GetModelMetadataResponse says: the signatures' names, and the version or None.
+
+    Raises:
+      DataError: no such message.
+    """
+    response = _parse("GetModelMetadataResponse", data)
+    found = _parse("SignatureDefMap", response.metadata[SIGNATURES].value)
     spec = response.model_spec
     return frozenset(found.signature_def), spec.version.value if spec.HasField("version") else None

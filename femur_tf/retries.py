@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,8 @@ UNAVAILABLE = "UNAVAILABLE"
 ADVICE = {
     UNAVAILABLE: "Check that the server runs, and that --server names its gRPC port, or its REST port with --rest.",
     "DEADLINE_EXCEEDED": "Pass a longer --deadline-s.",
-    "RESOURCE_EXHAUSTED": "Pass a lower --max-message-mb, so that volumes are sent in tiles.",
+    "RESOURCE_EXHAUSTED": "Pass a lower --max-message-mb, so that volumes are sent in tiles; where the server's memory "
+    "was full, also a lower --concurrency.",
     "NOT_FOUND": "Check --name, --version and --label.",
     "UNAUTHENTICATED": "Check --token-file.",
     "PERMISSION_DENIED": "Check --token-file.",
@@ -40,9 +42,10 @@ class ServerError(DataError):
         self, code: str, text: str, *, where: str = "server", expected: str = "an answer", advice: str | None = None
     ) -> None:
         text = " ".join(text.split()).rstrip(".") or "no reason"
-        advice = advice or ADVICE.get(code, OTHERWISE)
-        super().__init__(f"{where}: expected {expected}. Received: {code}: {text}. {advice}")
-        self.code, self.text = code, text
+        super().__init__(
+            f"{where}: expected {expected}. Received: {code}: {text}. {advice or ADVICE.get(code, OTHERWISE)}"
+        )
+        self.code, self.text, self.advice = code, text, advice
 
 
 def untrusted(text: str, *, where: str) -> ServerError:
@@ -61,6 +64,20 @@ def untrusted(text: str, *, where: str) -> ServerError:
         advice="Check --tls-ca, and that --server is a name in the server's certificate. "
         "A server without TLS takes neither --tls nor --tls-ca.",
     )
+
+
+@contextlib.contextmanager
+def reading(expected: str, *, where: str) -> Iterator[None]:
+    """Turn what an answer of another form raises while it is read into an error of the server.
+
+    Args:
+      expected: what the answer should hold.
+      where: the server.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ServerError("UNKNOWN", f"another form ({error!r})", where=where, expected=expected) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ LARGEST_MB = 2147
 """gRPC counts a message's bytes in 31 bits."""
 FIRST_DEADLINE_S = 60.0
 """For the first answer of a server, if that is less: a wrong address should not be tried for long."""
+LONGEST_S = 1_000_000
+"""Of a deadline: a socket cannot count any number of seconds."""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -82,13 +84,15 @@ class ServerConfig:
 
     def check(self) -> None:
         """Raise a `DataError` where a value is out of range, or two exclude each other."""
+        _require("/" not in self.server, "server", "HOST:PORT, without http://", self.server)
         host, colon, port = self.server.rpartition(":")
         named = bool(colon and host) and host.isprintable() and " " not in host
         _require(named and port.isdecimal() and int(port) < 2**16, "server", "HOST:PORT", self.server)
         _require(self.max_message_mb >= 1, "max-message-mb", "at least 1 MB", self.max_message_mb)
         held = self.rest or self.max_message_mb <= LARGEST_MB
         _require(held, "max-message-mb", f"at most {LARGEST_MB} MB over gRPC", self.max_message_mb)
-        _require(self.deadline_s > 0, "deadline-s", "a time above 0 s", self.deadline_s)
+        within = 0 < self.deadline_s <= LONGEST_S
+        _require(within, "deadline-s", f"a time above 0 s and of at most {LONGEST_S} s", self.deadline_s)
         both = self.version is not None and self.label is not None
         _require(not both, "label", "a version or a label", f"--version {self.version} --label {self.label}")
         open_token = self.token_file and not self.encrypted and host not in LOCAL
@@ -143,10 +147,20 @@ def connect(config: ServerConfig) -> Transport:
 
 def _tls_context(path: Path | None, authority: bytes | None) -> ssl.SSLContext:
     """Return what is trusted; of gRPC it is a check of the certificates alone."""
+    # Comments around certificates may be in any encoding. An empty text would mean the certificates of the machine.
+    text = None if authority is None else "\n" + authority.decode("ascii", "ignore")
     try:
-        return ssl.create_default_context(cadata=authority.decode("ascii") if authority else None)
+        return ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as error:
         raise DataError(f"{path}: expected certificates in PEM form. Received: {error}") from error
+
+
+def _from_bytes(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the map in an answer of `segment_bytes`, (1, X, Y, Z) float16; where it is none, what it is."""
+    if not data.dtype.hasobject or data.shape != (1,):
+        return data
+    found = np.frombuffer(data[0], np.uint8)
+    return found.view("<f2").reshape(1, *shape) if found.size == 2 * math.prod(shape) else found
 
 
 class Connection:
@@ -191,7 +205,14 @@ class Connection:
           DataError: the model lacks a signature that is needed.
         """
         first_s = min(FIRST_DEADLINE_S, self._config.deadline_s)
-        names, version = self._try(lambda left_s: self._transport.metadata(self._target, left_s), first_s)
+        try:
+            names, version = self._try(lambda left_s: self._transport.metadata(self._target, left_s), first_s)
+        except ServerError as error:
+            if error.code != "DEADLINE_EXCEEDED" or error.advice or first_s == self._config.deadline_s:
+                raise
+            # A longer --deadline-s, the usual advice, would not make this longer.
+            text, advice = f"none in {first_s:g} s", retries.ADVICE[retries.UNAVAILABLE]
+            raise ServerError(error.code, text, where=self.place, expected="a first answer", advice=advice) from error
         if version is not None:
             self._target = Target(self._config.name, version)
         wanted = {"metadata", self._transport.volume_signature}
@@ -224,13 +245,18 @@ class Connection:
         else:
             shape = np.array([grid.shape], np.int64)
             data = self._single("segment_bytes", {"volume_bytes": np.array([grid.tobytes()], object), "shape": shape})
-            # Where the answer is no text, its numbers have another type, or number, than a map.
-            found = np.frombuffer(data[0], "<f2") if data.dtype.hasobject and data.shape == (1,) else data
-        if found.dtype != np.float16 or found.size != grid.size:
-            raise DataError(
-                f"{self.place}: expected {grid.size} float16 probabilities. Received: {found.size} of {found.dtype}."
-            )
-        return found.reshape(grid.shape)
+            found = _from_bytes(data, grid.shape)
+        wanted = (1, *grid.shape)
+        if found.dtype != np.float16 or found.shape != wanted:
+            self._refuse_map(f"float16 {wanted}", f"{found.dtype} {found.shape}")
+        low, high = found.min(), found.max()  # NaN where there is one
+        if not 0 <= low <= high <= 1:
+            self._refuse_map("probabilities from 0 to 1", f"{low} to {high}")
+        return found[0]
+
+    def _refuse_map(self, expected: str, received: str) -> NoReturn:
+        """Raise the error of an answer that is no map."""
+        raise DataError(f"{self.place}: expected {expected}. Received: {received}. {retries.OTHERWISE}")
 
     def _single(self, signature: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Run a signature and return its one output."""
@@ -245,9 +271,13 @@ class Connection:
         patience = Patience(deadline_s or self._config.deadline_s)
 
         def checked(left_s: float) -> T:
-            if self._closed.is_set():
-                raise ServerError("CANCELLED", "the connection was closed", where=self.place)
-            return attempt(left_s)
+            try:
+                if not self._closed.is_set():
+                    return attempt(left_s)
+            except ServerError:
+                if not self._closed.is_set():
+                    raise
+            raise ServerError("CANCELLED", "the connection was closed", where=self.place)
 
         return retries.persist(
             checked,

@@ -16,8 +16,8 @@ from saved_model_runtime import INVALID_ARGUMENT, Runtime, RuntimeFailure, Signa
 PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?(?P<what>:predict|/metadata|)"
 )
-STATUS = {3: 400, 5: 404, 8: 413, 9: 412, 14: 503, 16: 401}
-"""Status code -> HTTP status."""
+STATUS = {3: 400, 4: 504, 5: 404, 8: 429, 9: 400, 14: 503, 16: 401}
+"""Status code -> HTTP status, as the real server has them; others are 500."""
 TYPES = {"float32": 1, "int32": 3, "uint8": 4, "object": 7, "int64": 9, "bool": 10, "float16": 19}
 NAMES = {1: "DT_FLOAT", 3: "DT_INT32", 4: "DT_UINT8", 7: "DT_STRING", 9: "DT_INT64", 10: "DT_BOOL", 19: "DT_HALF"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import weakref
 from pathlib import Path
 
 import bright
@@ -21,7 +24,7 @@ from conformance import Models, Options, Process, serving
 
 from femur_tf import bundle, client, config, export, image_io, phantom, segment, served, wire
 from femur_tf.client import ClientArguments
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 from femur_tf.segment import SegmentArguments
 from femur_tf.wire import ServerConfig
 
@@ -281,6 +284,53 @@ def test_an_interrupted_run_ends_without_waiting_for_a_server(tmp_path, server):
         results.close()
         with pytest.raises(DataError, match="CANCELLED"):
             connection.probability(np.zeros((2, 2, 2), np.uint8))
+
+
+@pytest.mark.parametrize("error", [WriteError("the disk is full"), KeyboardInterrupt()], ids=["disk", "interrupt"])
+def test_what_was_done_before_an_early_end_is_told(tmp_path, server, monkeypatch, capsys, error):
+    save_scans(tmp_path / "scans", "abc")
+    real = client.Client.segment
+
+    def ends(self, job):
+        if job.name == "b":
+            raise error
+        return real(self, job)
+
+    monkeypatch.setattr(client.Client, "segment", ends)
+    with pytest.raises(type(error)):
+        run(tmp_path / "scans", tmp_path / "masks", server)
+    assert re.findall(r"^│ (\w) +│", capsys.readouterr().out, re.MULTILINE) == ["a"]
+
+
+class Scan:
+    """Something that is in memory as long as something refers to it."""
+
+
+def test_scans_that_failed_do_not_stay_in_memory(tmp_path, loaded, monkeypatch):
+    model = served.metadata(loaded, "femur", "# Card")
+    arguments = ClientArguments(tmp_path, tmp_path, ServerConfig("localhost:1"))
+    held = []
+
+    def fails(self, job):
+        scan = Scan()
+        held.append(weakref.ref(scan))
+        raise DataError("broken")
+
+    monkeypatch.setattr(client.Client, "segment", fails)
+    connection = types.SimpleNamespace(place="here", close=lambda: None)
+    for _, future in client.Client(connection, model, arguments).segment_all(["job"] * 6):
+        assert future.exception()
+    gc.collect()
+    assert len(held) == 6
+    assert sum(scan() is not None for scan in held) <= 1  # the last one, which is still looked at
+
+
+def test_nothing_to_do_asks_no_server(tmp_path, capsys):
+    save_scans(tmp_path / "scans", "a")
+    save_scans(tmp_path / "masks", "a")
+    nowhere = ServerConfig("localhost:1", deadline_s=0.1)
+    assert client.main(ClientArguments(tmp_path / "scans", tmp_path / "masks", nowhere)) == 0
+    assert "1 of 1 scans have a mask" in capsys.readouterr().out
 
 
 def test_outputs_are_checked_before_the_server_is_asked(tmp_path):

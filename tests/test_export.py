@@ -14,7 +14,7 @@ import saved_model_runtime
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from femur_tf import bundle, config, export, predict, served
+from femur_tf import bundle, config, export, files, predict, served
 from femur_tf.errors import DataError
 from femur_tf.export import ExportArguments
 
@@ -89,7 +89,7 @@ def test_each_export_is_the_next_version_and_keeps_the_others(work, tmp_path):
     assert found == tmp_path / "femur" / "8"
     assert (tmp_path / "femur" / "7" / "kept").is_dir()
     assert (found / "assets.extra" / "model_card.md").read_text(encoding="utf-8") == "# Mine\n"
-    assert sorted(path.name for path in (tmp_path / "femur").iterdir()) == ["7", "8"]  # nothing temporary is left
+    assert sorted(path.name for path in (tmp_path / "femur").iterdir()) == [".versions.lock", "7", "8"]
 
 
 def test_a_model_card_in_another_encoding_is_refused(tmp_path):
@@ -192,6 +192,48 @@ def test_the_command_lists_every_file_and_says_how_to_go_on(work, tmp_path, caps
     assert f"Next: python -m femur_tf.segment IMAGE MASK --model {tmp_path / 'femur'}" in shown
 
 
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Leave out what takes seconds and is not looked at: the SavedModel."""
+    monkeypatch.setattr(export, "write_saved_model", lambda *_: [])
+
+
+def test_two_exports_at_once_do_not_take_the_same_number(work, tmp_path, unsaved):
+    found = bundle.load(work / "runs/default")
+    with (
+        files.locked(tmp_path / "femur" / "versions", ""),
+        pytest.raises(DataError, match=r"femur/versions: another process is working here\. Wait for it to end\."),
+    ):
+        export.export(found, tmp_path / "femur")
+    assert export.export(found, tmp_path / "femur").name == "1"
+
+
+def test_the_folder_one_is_in_has_its_name(work, tmp_path, unsaved, monkeypatch):
+    found = bundle.load(work / "runs/default")
+    (tmp_path / "femur").mkdir()
+    monkeypatch.chdir(tmp_path / "femur")
+    assert export.export(found, Path()) == Path("1")
+    card = tmp_path / "femur" / "1" / "assets.extra" / "model_card.md"
+    assert card.read_text(encoding="utf-8").startswith("# Model card: femur\n")
+
+
+def test_a_model_that_knows_nothing_usual_says_so(work, tmp_path, unsaved, capsys):
+    found = bundle.load(work / "runs/default")
+    export.export(dataclasses.replace(found, cohort=None), tmp_path / "femur")
+    assert "expected a cohort (cohort.json), by which unusual masks are told" in capsys.readouterr().err
+
+
+def test_an_empty_card_is_a_card(work, tmp_path, unsaved):
+    version = export.export(bundle.load(work / "runs/default"), tmp_path / "femur", card="")
+    assert (version / "assets.extra" / "model_card.md").read_bytes() == b""
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_first(tmp_path):
+    (tmp_path / "femur").write_text("")
+    with pytest.raises(DataError, match=r"expected a place for a file\. Received: .*femur, a file"):
+        export.main(ExportArguments(tmp_path, tmp_path / "femur"))
+
+
 def test_a_run_that_is_not_there_is_refused(work, tmp_path):
     with pytest.raises(DataError, match="runs/wide: expected a model"):
         export.main(ExportArguments(work, tmp_path / "femur", run="wide"))
@@ -205,4 +247,4 @@ def test_a_disk_that_fills_up_leaves_no_half_version(work, tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         export.export(bundle.load(work / "runs/default"), tmp_path / "femur")
-    assert list((tmp_path / "femur").iterdir()) == []
+    assert [path.name for path in (tmp_path / "femur").iterdir()] == [".versions.lock"]

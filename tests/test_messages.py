@@ -135,6 +135,12 @@ def test_the_methods_are_the_originals():
         assert path == f"/{service.full_name}/{service.methods_by_name[name].name}"
 
 
+@pytest.mark.parametrize("read", [messages.predict_response, messages.metadata_response])
+def test_bytes_that_are_no_message_are_refused(read):
+    with pytest.raises(DataError, match=r"expected a (PredictResponse|GetModelMetadataResponse)\. Received: "):
+        read(b"\xff\xfegarbage")
+
+
 def test_an_unknown_type_and_missing_values_are_refused():
     answer = predict_pb2.PredictResponse()
     answer.outputs["odd"].dtype = 18  # complex128

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femur_tf.retries import Clock, Patience, ServerError, persist
+from femur_tf.retries import Clock, Patience, ServerError, persist, reading
 
 PATIENCE = Patience(deadline_s=10, first_s=1, most_s=4)
 
@@ -102,6 +102,14 @@ def test_other_failures_are_final_and_say_what_to_do(code, advice):
 
 def test_what_knows_the_cause_better_than_the_status_gives_its_own_advice():
     assert str(ServerError("UNAUTHENTICATED", "TLS", advice="Check --tls-ca.")).endswith("TLS. Check --tls-ca.")
+
+
+def test_what_reading_an_answer_raises_is_an_error_of_the_server():
+    with (
+        pytest.raises(ServerError, match=r"gpu1: expected numbers\. Received: UNKNOWN: another form \(KeyError\('b64'"),
+        reading("numbers", where="gpu1"),
+    ):
+        {}["b64"]
 
 
 def test_an_error_without_a_text_says_so():

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance import INVALID_ARGUMENT, Models, Options, serving
+from conformance import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Models, Options, serving
 from saved_model_runtime import RuntimeFailure, Signature, Tensor
 
-from femur_tf import wire, wire_rest
+from femur_tf import messages, wire, wire_grpc, wire_rest
 from femur_tf.errors import DataError
 from femur_tf.messages import Target
 from femur_tf.retries import ServerError
@@ -209,6 +210,45 @@ def test_an_encrypted_server_is_trusted_by_its_certificate(models, rest, certifi
 
 @pytest.mark.slow
 @BOTH
+def test_a_certificate_that_the_machine_trusts_is_trusted(models, rest, certificates, monkeypatch):
+    pair, _ = certificates
+    monkeypatch.setenv("SSL_CERT_FILE", str(pair[1]))
+    monkeypatch.delenv(wire_grpc.ROOTS, raising=False)
+    with connected(models(tls=pair), rest=rest, tls=True) as connection:
+        np.testing.assert_array_equal(connection.probability(GRID), brightness(GRID))
+
+
+@pytest.mark.slow
+@BOTH
+def test_text_around_a_certificate_may_be_in_any_encoding(models, rest, certificates, tmp_path):
+    pair, _ = certificates
+    (tmp_path / "ca.pem").write_bytes("# Köln\n".encode("latin-1") + pair[1].read_bytes())
+    with connected(models(tls=pair), rest=rest, tls_ca=tmp_path / "ca.pem") as connection:
+        np.testing.assert_array_equal(connection.probability(GRID), brightness(GRID))
+
+
+def test_certificates_of_the_machine_are_its_file_and_those_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv(wire_grpc.ROOTS, raising=False)
+    (tmp_path / "cert.pem").write_text("one")
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "certs" / "0a1b2c3d.0").write_text("two")
+    (tmp_path / "certs" / "0a1b2c3d.r0").write_text("a list of those taken back")
+    (tmp_path / "certs" / "dead.0").symlink_to(tmp_path / "gone.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "certs"))
+    assert wire_grpc.machine_certificates() == b"one\ntwo"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    assert wire_grpc.machine_certificates() is None
+
+
+def test_certificates_that_were_chosen_for_grpc_are_left_to_it(monkeypatch):
+    monkeypatch.setenv(wire_grpc.ROOTS, "roots.pem")
+    assert wire_grpc.machine_certificates() is None
+
+
+@pytest.mark.slow
+@BOTH
 def test_a_server_without_tls_is_not_waited_for(models, rest):
     with connected(models(), rest=rest, deadline_s=20, tls=True) as connection, pytest.raises(ServerError) as caught:
         connection.probability(GRID)
@@ -256,6 +296,22 @@ def test_a_slow_server_meets_the_deadline(models, rest):
 
 
 @BOTH
+def test_a_server_that_never_gives_a_first_answer_is_not_blamed_on_the_deadline(models, rest, monkeypatch):
+    monkeypatch.setattr(wire, "FIRST_DEADLINE_S", 0.3)
+    words = r"expected a first answer\. Received: DEADLINE_EXCEEDED: none in 0\.3 s\. Check that the server runs"
+    served = models()
+    monkeypatch.setattr(served, "find", lambda *_: time.sleep(1.5))
+    with connected(served, rest=rest) as connection, pytest.raises(ServerError, match=words):
+        connection.describe()
+
+
+def test_a_first_answer_of_a_proxy_is_shown(monkeypatch):
+    monkeypatch.setattr(wire_rest.Rest, "_exchange", lambda *_: (504, b"late"))
+    with pytest.raises(ServerError, match=r"expected an answer\. Received: DEADLINE_EXCEEDED: HTTP 504, late"):
+        rest_to(1).describe()
+
+
+@BOTH
 def test_a_message_that_is_too_large_says_how_to_send_less(models, rest):
     grid = np.full((90, 90, 90), 200, np.uint8)
     with (
@@ -284,8 +340,6 @@ def test_nobody_there_is_an_error_after_the_deadline(rest):
 @contextlib.contextmanager
 def serving_nowhere():
     """Give a port that nothing listens on."""
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         yield taken.getsockname()[1]
@@ -306,8 +360,74 @@ def test_a_model_without_a_signature_for_volumes_is_refused(models, rest):
 def test_an_answer_of_another_size_is_refused(models, rest, monkeypatch):
     with connected(models(), rest=rest) as connection:
         monkeypatch.setattr("test_wire.brightness", lambda grid: np.zeros((1, 2, 2), np.float16))
-        with pytest.raises(DataError, match=r"femur: expected 60 float16 probabilities\. Received: 4 of float16"):
+        found = r"uint8 \(8,\)" if rest else r"float16 \(1, 2, 2\)"
+        with pytest.raises(DataError, match=rf"femur: expected float16 \(1, 3, 4, 5\)\. Received: {found}\. Look at"):
             connection.probability(GRID)
+
+
+def test_an_answer_with_other_axes_is_refused(models, monkeypatch):
+    """It has as many voxels. Bytes, over REST, have no shape."""
+    with connected(models(), rest=False) as connection:
+        monkeypatch.setattr("test_wire.brightness", lambda grid: np.zeros((1, 5, 4, 3), np.float16))
+        with pytest.raises(DataError, match=r"expected float16 \(1, 3, 4, 5\)\. Received: float16 \(1, 5, 4, 3\)"):
+            connection.probability(GRID)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(np.nan, 0.5, "nan to nan"), (-20, 20, "-20.0 to 20.0"), (0, 1.5, "0.0 to 1.5"), (-0.5, 1, "-0.5 to 1.0")],
+)
+def test_what_is_no_probability_is_refused(models, rest, monkeypatch, low, high, words):
+    made = np.where(GRID == 0, low, high).astype(np.float16)[None]
+    with connected(models(content=True), rest=rest) as connection:
+        monkeypatch.setattr("test_wire.brightness", lambda grid: made)
+        with pytest.raises(DataError, match=rf"expected probabilities from 0 to 1\. Received: {words}\. Look at"):
+            connection.probability(GRID)
+
+
+@BOTH
+def test_zero_and_one_are_probabilities(models, rest, monkeypatch):
+    made = (GRID > 0).astype(np.float16)
+    with connected(models(), rest=rest) as connection:
+        monkeypatch.setattr("test_wire.brightness", lambda grid: made[None])
+        np.testing.assert_array_equal(connection.probability(GRID), made)
+
+
+@BOTH
+def test_a_server_whose_memory_is_full_says_how_to_ask_for_less(models, rest, monkeypatch, capsys):
+    def full(grid):
+        raise RuntimeFailure(RESOURCE_EXHAUSTED, "OOM when allocating tensor")
+
+    words = r"OOM when allocating tensor\. Pass a lower --max-message-mb.*, also a lower --concurrency\."
+    with connected(models(), rest=rest, deadline_s=0.6) as connection:
+        monkeypatch.setattr("test_wire.brightness", full)
+        with pytest.raises(ServerError, match=words):
+            connection.probability(GRID)
+    # Over REST it is called 429, as a queue that is full may be at other servers.
+    assert ("Try 2 follows" in capsys.readouterr().err) == rest
+
+
+@pytest.mark.parametrize("garbled", [messages.METADATA, messages.PREDICT])
+def test_an_answer_that_is_no_message_is_refused(models, monkeypatch, garbled):
+    real = wire_grpc.Grpc._call
+    monkeypatch.setattr(
+        wire_grpc.Grpc, "_call", lambda self, method, *rest: b"\xff" if method == garbled else real(self, method, *rest)
+    )
+    words = r"localhost:\d+: expected (outputs|the model's metadata)\. Received: UNKNOWN: another form \(DataError"
+    with connected(models(), rest=False) as connection, pytest.raises(ServerError, match=words):
+        connection.describe()
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+@BOTH
+def test_a_proxy_of_the_machine_is_not_asked(models, rest, monkeypatch, variable):
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving_nowhere() as port:
+        monkeypatch.setenv(variable, f"http://localhost:{port}")
+        with connected(models(), rest=rest, deadline_s=20) as connection:
+            np.testing.assert_array_equal(connection.probability(GRID), brightness(GRID))
 
 
 @BOTH
@@ -322,16 +442,142 @@ def test_a_closed_connection_stops_trying(rest):
         assert time.perf_counter() - begin < 20
 
 
+@BOTH
+def test_a_closed_connection_waits_for_no_answer(models, rest, capsys):
+    with connected(models(delay_s=3), rest=rest, deadline_s=60) as connection:
+        threading.Timer(0.5, connection.close).start()
+        begin = time.perf_counter()
+        with pytest.raises(ServerError, match="CANCELLED"):
+            connection.probability(GRID)
+        assert time.perf_counter() - begin < 2.5
+    assert "follows" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@BOTH
+def test_a_closed_encrypted_connection_waits_for_no_answer(models, rest, certificates):
+    pair, _ = certificates
+    with connected(models(delay_s=4, tls=pair), rest=rest, deadline_s=60, tls_ca=pair[1]) as connection:
+        threading.Timer(1, connection.close).start()
+        begin = time.perf_counter()
+        with pytest.raises(ServerError, match="CANCELLED"):
+            connection.probability(GRID)
+        assert time.perf_counter() - begin < 3.5
+
+
+def test_a_connection_that_opens_while_it_is_closed_is_cut_off():
+    with answering(lambda link: link.recv(1)) as port:
+        rest = wire.connect(ServerConfig(f"localhost:{port}", rest=True))
+        rest.close()
+        with pytest.raises(ServerError, match="the connection was closed"):
+            rest.metadata(Target("femur"), 5.0)
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """Give the port of a server of one process that does as it is told with each connection."""
+
+    def serve():
+        with contextlib.suppress(OSError):  # it ends when the block does
+            while True:
+                link, _ = listening.accept()
+                with link, contextlib.suppress(OSError):  # the client may go first
+                    answer(link)
+
+    with socket.create_server(("localhost", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def rest_to(port, **settings):
+    """Return a connection over REST to a server in this process."""
+    config = ServerConfig(f"localhost:{port}", rest=True, name="femur", **settings)
+    return Connection(wire.connect(config), config, np.random.default_rng(0))
+
+
+def take(link):
+    """Read a request to its end: a server that closes before it resets the connection."""
+    with link.makefile("rb") as stream:
+        stream.readline()
+        stream.read(int(http.client.parse_headers(stream).get("Content-Length", 0)))
+
+
+def reply(body, *, status="200 OK", length=None, headers=""):
+    """Return an answer, as bytes."""
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length or len(body)}\r\n{headers}\r\n".encode() + body
+
+
+@pytest.mark.parametrize("headers", ["", "Connection: close\r\n"])
+def test_an_answer_that_is_cut_short_is_asked_for_again(headers, capsys):
+    whole = b'{"outputs": [{"b64": "ADw="}]}'
+    answers = iter([reply(whole[:9], length=len(whole), headers=headers), reply(whole, headers=headers)])
+
+    def answer(link):
+        take(link)
+        link.sendall(next(answers))
+
+    with answering(answer) as port:
+        assert rest_to(port).probability(np.zeros((1, 1, 1), np.uint8)).tolist() == [[[1.0]]]
+    assert "UNAVAILABLE: IncompleteRead(9 bytes read, 21 more expected). Try 2 follows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("headers", ["", "Connection: close\r\n"])
+def test_a_slow_trickle_meets_the_deadline(headers):
+    def answer(link):
+        take(link)
+        link.sendall(reply(b"", length=1000, headers=headers))
+        for _ in range(30):
+            link.sendall(b" ")
+            time.sleep(0.1)
+
+    with answering(answer) as port:
+        begin = time.perf_counter()
+        with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: no answer in time"):
+            rest_to(port, deadline_s=0.5).probability(np.zeros((1, 1, 1), np.uint8))
+        assert time.perf_counter() - begin < 2
+
+
+def test_a_refusal_of_a_body_that_is_not_read_to_its_end_is_read():
+    """What the sockets hold is less than the body."""
+
+    def answer(link):
+        link.recv(1000)
+        link.sendall(reply(b"<html>Too large</html>", status="413 Content Too Large"))
+
+    with answering(answer) as port, pytest.raises(ServerError, match="RESOURCE_EXHAUSTED: HTTP 413, <html>Too large"):
+        rest_to(port, deadline_s=5).probability(np.zeros((400, 200, 200), np.uint8))
+
+
+def test_a_redirect_names_the_other_place():
+    def answer(link):
+        take(link)
+        link.sendall(reply(b"", status="301 Moved", headers="Location: https://gpu1:8443/v1\r\n"))
+
+    words = r"HTTP 301, a redirect to https://gpu1:8443/v1\. Pass the host and port of that place as --server"
+    with answering(answer) as port, pytest.raises(ServerError, match=words):
+        rest_to(port, deadline_s=5).describe()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
         (200, b"<html>", "expected JSON. Received: UNKNOWN: <html>"),
         (200, b'{"outputs": [{"b65": "AA=="}]}', "expected outputs with numbers, texts or base64"),
         (200, b'{"outputs": [{"b64": "?"}]}', "expected outputs with numbers, texts or base64"),
-        (200, b'{"outputs": 1.0}', r"expected 1 float16 probabilities\. Received: 1 of float64"),
+        (200, b'{"outputs": [null]}', "expected outputs with numbers, texts or base64.*neither numbers nor texts"),
+        (200, b'{"outputs": 1.0}', r"expected float16 \(1, 1, 1, 1\)\. Received: float64 \(1,\)"),
+        (200, b'{"outputs": [{"b64": ""}]}', r"expected float16 \(1, 1, 1, 1\)\. Received: uint8 \(0,\)"),
+        (200, b'{"outputs": [{"b64": "AAAA"}]}', r"expected float16 \(1, 1, 1, 1\)\. Received: uint8 \(3,\)"),
         (200, b"[1]", r"expected outputs with numbers, texts or base64\. Received: UNKNOWN: another form"),
         (500, b'{"error": "broken"}', "UNKNOWN: HTTP 500, broken"),
         (413, b"<html>Entity too large</html>", "RESOURCE_EXHAUSTED: HTTP 413, <html>Entity too large</html>"),
+        (408, b"late", r"DEADLINE_EXCEEDED: HTTP 408, late\. The server, or a proxy before it, has its own limit"),
+        (504, b"", r"DEADLINE_EXCEEDED: HTTP 504, no reason\. The server, .*--rest_api_timeout_in_ms\)"),
         (502, b"<html>Bad Gateway</html>", "UNAVAILABLE: HTTP 502, <html>Bad Gateway</html>"),
     ],
 )
@@ -350,7 +596,7 @@ def test_a_server_that_is_not_trusted_is_no_matter_of_the_token(monkeypatch, err
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(http.client.HTTPConnection, "request", refuse)
+    monkeypatch.setattr(http.client.HTTPSConnection, "connect", refuse)
     rest = wire.connect(ServerConfig("localhost:1", rest=True, tls=True))
     words = r"expected a trusted server\. Received: UNAUTHENTICATED: TLS: .*Check --tls-ca"
     with pytest.raises(ServerError, match=words) as caught:
@@ -390,9 +636,14 @@ def test_paths(target, path):
         ({"server": "a:65536"}, "--server: expected HOST:PORT"),
         ({"server": "a b:8501", "rest": True}, "--server: expected HOST:PORT"),
         ({"server": "a\n:8501", "rest": True}, "--server: expected HOST:PORT"),
+        ({"server": "http://a:8501"}, r"--server: expected HOST:PORT, without http://\. Received: http://a:8501"),
+        ({"server": "a:8501/v1"}, "--server: expected HOST:PORT, without http://"),
         ({"max_message_mb": 0}, "--max-message-mb: expected at least 1 MB"),
         ({"max_message_mb": 2148}, r"--max-message-mb: expected at most 2147 MB over gRPC\. Received: 2148"),
         ({"deadline_s": 0.0}, "--deadline-s: expected a time above 0 s"),
+        ({"deadline_s": float("nan")}, "--deadline-s: expected a time above 0 s"),
+        ({"deadline_s": float("inf")}, "--deadline-s: expected a time above 0 s and of at most 1000000 s"),
+        ({"deadline_s": 1e10}, "--deadline-s: expected a time above 0 s and of at most 1000000 s"),
         ({"version": 1, "label": "stable"}, "--label: expected a version or a label"),
         ({"token_file": Path("token")}, "--token-file: expected --tls or --tls-ca with it"),
     ],
@@ -417,9 +668,10 @@ def test_a_file_without_a_token_is_refused(text, tmp_path):
 
 @BOTH
 def test_certificates_that_are_none_are_refused(rest, tmp_path):
-    (tmp_path / "ca.pem").write_text("no certificate")
-    with pytest.raises(DataError, match=r"ca\.pem: expected certificates in PEM form"):
-        wire.connect(ServerConfig("server:1", rest=rest, tls_ca=tmp_path / "ca.pem"))
+    for text in ("no certificate", ""):
+        (tmp_path / "ca.pem").write_text(text)
+        with pytest.raises(DataError, match=r"ca\.pem: expected certificates in PEM form"):
+            wire.connect(ServerConfig("server:1", rest=rest, tls_ca=tmp_path / "ca.pem"))
     with pytest.raises(FileNotFoundError):
         wire.connect(ServerConfig("server:1", rest=rest, tls_ca=tmp_path / "none.pem"))
 
