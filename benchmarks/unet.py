@@ -63,4 +63,4 @@ def main(arguments: UnetArguments) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, UnetArguments)
+    command.run(main, UnetArguments, goes_on=True)

@@ -97,6 +97,12 @@ def pair(images: Path, masks: Path) -> Pairing:
             f"{images}, {masks}: expected images and masks of the same file names. Received: {len(found)} images "
             f"({_first(found)}), {len(drawn)} masks ({_first(drawn)}). Name each mask as its image."
         )
+    broken = [name for name in both if not name.isprintable()]
+    if broken:
+        raise DataError(
+            f"{images}: expected names of cases in UTF-8, without control characters. Received: "
+            f"{', '.join(map(repr, broken))}. Rename their files."
+        )
     return Pairing(
         tuple(Pair(name, found[name], drawn[name]) for name in both),
         tuple(sorted(found.keys() - drawn.keys())),
@@ -156,7 +162,7 @@ def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
         mask_digest=_digest(mask),
         parts=tuple(sorted(voxels.tolist(), reverse=True)),
         femurs_mm3=tuple(float(voxels[part - 1] * np.prod(upright.spacing_mm)) for part in left_to_right),
-        borders=_borders(mask),
+        borders=_borders(np.isin(labels, femurs)),
     )
 
 

@@ -258,4 +258,4 @@ def main(arguments: MineArguments) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, MineArguments)
+    command.run(main, MineArguments, goes_on=True)

@@ -52,7 +52,8 @@ def suspicions(
     """
     typical_mm, femur_mm3 = median_spacing(facts), float(np.median([case.femur_mm3 for case in facts]))
     codes, _ = collections.Counter(case.axis_codes for case in facts).most_common(1)[0]
-    femurs = int(np.median([len(case.femurs_mm3) for case in facts]))
+    numbers = collections.Counter(len(case.femurs_mm3) for case in facts)
+    femurs = max(numbers, key=lambda number: (numbers[number], number))
     masks = collections.defaultdict(list)
     for case in facts:
         masks[case.mask_digest].append(case.name)

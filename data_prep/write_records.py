@@ -285,4 +285,4 @@ def main(arguments: WriteArguments) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, WriteArguments)
+    command.run(main, WriteArguments, goes_on=True)

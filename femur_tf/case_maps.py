@@ -32,6 +32,13 @@ class CaseMap:
     raw: Volume
     """float16 on the working grid, not calibrated."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        one = self.loaded
+        arrays = (self.raw.data, one.image.volume.data, one.reference, one.working.data, one.working_mask)
+        return sum(array.nbytes for array in arrays)
+
     def sample(self, settings: calibration.Calibration) -> recipe.Sample:
         """Return the calibrated map and the reference on the image's own grid."""
         map_ = Volume(calibration.apply(self.raw.data, settings), self.raw.affine)
@@ -47,7 +54,12 @@ class CaseMap:
 
 
 def read(
-    bundle: bundles.Bundle, plan: study.Plan, case: study.Case, options: PredictConfig = predict.DEFAULT
+    bundle: bundles.Bundle,
+    plan: study.Plan,
+    case: study.Case,
+    options: PredictConfig = predict.DEFAULT,
+    *,
+    held_bytes: int = 0,
 ) -> CaseMap:
     """Return a case with its map, computed once for a model and a working grid.
 
@@ -56,9 +68,10 @@ def read(
       plan: of the study.
       case: one of its cases.
       options: how the map is computed.
+      held_bytes: of other cases, meanwhile.
     """
     loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
-    found = kept(bundle, loaded.working, bundle.folder / "maps", case.name, options)
+    found = kept(bundle, loaded.working, bundle.folder / "maps", case.name, options, held_bytes=held_bytes)
     return CaseMap(loaded, Volume(found, loaded.working.affine))
 
 
@@ -68,6 +81,8 @@ def kept(
     folder: Path,
     name: str,
     options: PredictConfig = predict.DEFAULT,
+    *,
+    held_bytes: int = 0,
 ) -> np.ndarray:
     """Return the map of a working grid, computed once: another network, grid or option has another file.
 
@@ -77,6 +92,7 @@ def kept(
       folder: of the maps that are kept.
       name: of the scan, for the file's name and what is said.
       options: how the map is computed.
+      held_bytes: of other cases, meanwhile.
 
     Returns:
       float16 in [0, 1], of the shape of `working`.
@@ -86,7 +102,7 @@ def kept(
     found = _read_map(path)
     if found is None:
         command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")
-        found = bundles.working_map(bundle, working, options).data
+        found = bundles.working_map(bundle, working, options, held_bytes=held_bytes).data
         with files.whole(path) as temporary:
             np.savez_compressed(temporary, map=found)
     return found

@@ -52,13 +52,14 @@ def _typed_as(verb: str) -> str | None:
     return f"python -m {spec.name} {verb}".rstrip() if spec else None
 
 
-def run(function: Callable[[A], int | None], kind: type[A], verb: str = "") -> None:
+def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, goes_on: bool = False) -> None:
     """Parse the command line into `kind`, call `function` with it and exit.
 
     Args:
       function: the command; what it returns is the exit status, None is 0.
       kind: a dataclass; its fields are the flags, its docstring the help.
       verb: what is typed between the module and the flags.
+      goes_on: after an interruption with --overwrite, it goes on without it, where with it, it starts anew.
     """
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # a file may have a name of another encoding
@@ -73,12 +74,12 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "") -> N
         fail(str(error))
         status = 2
     except KeyboardInterrupt:
-        anew = getattr(parsed, "overwrite", False)
-        fail(
-            "Interrupted. With --overwrite the same command starts anew; without it, it goes on with what is there."
-            if anew
-            else "Interrupted. Run the same command again to go on."
-        )
+        if not getattr(parsed, "overwrite", False):
+            fail("Interrupted. Run the same command again to go on.")
+        elif goes_on:
+            fail("Interrupted. Run the same command again, without --overwrite, to go on; with it, it starts anew.")
+        else:
+            fail("Interrupted. Run the same command again.")
         status = 130
     sys.exit(status or 0)
 

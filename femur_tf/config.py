@@ -60,9 +60,9 @@ class SamplingConfig:
         require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
         require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
         require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
-        require(0 < self.near_volume < 1e6, self, "near_volume", "a number in (0, 1e6)")
+        require(0 < self.near_volume < 1e9, self, "near_volume", "a number in (0, 1e9)")
         require(0 < self.near_mm < 1e6, self, "near_mm", "a distance in (0, 1e6) mm")
-        require(0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
+        require(self.seed >= 0, self, "seed", "a whole number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

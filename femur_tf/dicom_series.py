@@ -10,8 +10,9 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from femur_tf import header_geometry, volume
-from femur_tf.image_errors import DAMAGED, bad_file, library, listed, named
+from femur_tf.image_errors import bad_file, library, listed, named
 
+STRAY = "Export a damaged or cut slice again; move a file that is no slice away."
 SUFFIXES = (".dcm", ".ima")
 """Suffixes that DICOM files usually have, where they have any."""
 
@@ -54,7 +55,7 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
     files_of = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), _find_series(folder))
     names = [Path(name).name for name in files_of]
     if left_out := _left_out(folder, names):  # an end of the stack would be missing, with no gap to tell
-        raise bad_file(folder, "a whole series", f"{listed(left_out)}, which cannot be read as a slice of it", DAMAGED)
+        raise bad_file(folder, "a whole series", f"{listed(left_out)}, which cannot be read as a slice of it", STRAY)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files_of)
     reader.MetaDataDictionaryArrayUpdateOn()

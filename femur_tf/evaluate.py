@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +15,7 @@ from femur_tf import (
     config,
     files,
     lineage,
+    machine,
     metrics,
     postprocess,
     quiet,
@@ -214,14 +214,19 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         _ = bundle.recipe  # raises where none has been chosen
     choosers = bundle.chosen.cases if bundle.chosen else ()
     lineage.require_unseen(bundle.folder, [case.name for case in cases], arguments.part, choosers)
-    maps: Iterable[CaseMap] = (case_maps.read(bundle, plan, case, arguments.prediction) for case in cases)
-    chosen = bundle.chosen
+    machine.base_bytes()  # before the first scan is read
+    chosen, judged = bundle.chosen, Judged()
     if arguments.part == "validation" or chosen is None:
-        maps = list(maps)  # all of them choose
+        maps: list[CaseMap] = []  # all of them choose
+        for case in cases:
+            held_bytes = sum(one.nbytes for one in maps)
+            maps.append(case_maps.read(bundle, plan, case, arguments.prediction, held_bytes=held_bytes))
         chosen = _choose(bundle, maps, arguments)
-    judged = Judged()
-    for one in maps:
-        judged.add(one, chosen)
+        while maps:  # none is held any more when the cohort is measured
+            judged.add(maps.pop(0), chosen)
+    else:
+        for case in cases:
+            judged.add(case_maps.read(bundle, plan, case, arguments.prediction), chosen)
     _show_steps(judged.after, chosen.recipe)
     folder = arguments.work / "reports" / arguments.run
     summary = {

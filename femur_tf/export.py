@@ -145,7 +145,7 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
             "version finds nothing unusual but empty masks. Evaluate the run to the end, and export it again."
         )
     command.say(f"Cut-off {recipe.cutoff:.4f}, {len(recipe.steps)} steps")
-    place = to.resolve()  # "." is no name
+    place = to.resolve() if to.name in ("", "..") else to
     card = model_card(bundle, place.name) if card is None else card
     with files.locked(place / "versions", "Wait for it to end."):  # two at once would take the same number
         found = bundles.versions(to)

@@ -50,7 +50,7 @@ def remove(path: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what a folder holds, if there is one; a link to it, as to a larger disk, stays."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # checkpoints before the settings they are of
         remove(path)
 
 
@@ -110,7 +110,9 @@ def locked(folder: Path, advice: str, *, wait: bool = False) -> Iterator[None]:
       DataError: another process is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
+    # To read alone: the file stays, and belongs to the first of several users.
+    place = os.open(folder.parent / f".{folder.name}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+    with open(place) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:

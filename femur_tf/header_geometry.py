@@ -218,7 +218,7 @@ def _forms_differ(header: nibabel.Nifti1Header, volume: Volume) -> str | None:
     except ValueError:
         return "a sform, and a qform that is no rotation"
     allowed_mm = FORM_TOLERANCE * min(volume.spacing_mm)
-    return f"sform and qform differ, by up to {apart_mm:.3g} mm" if apart_mm > allowed_mm else None
+    return f"sform and qform differ, by up to {apart_mm:.3g} mm" if not apart_mm <= allowed_mm else None
 
 
 def _taken(other: str, received: str, affine: np.ndarray) -> str:

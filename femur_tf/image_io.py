@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ READABLE = (*NIFTI, ".nrrd", ".nhdr", *META)
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """Formats of one file; `.nhdr` and `.mhd` keep their voxels in a second one, which cannot be renamed with it."""
 MOST_LABELS = 100
-"""Of a mask; atlases of the whole body have fewer, scans more."""
-LABEL_TOLERANCE = 1e-3
+"""Of a mask of which no label is chosen; scans have more."""
+LABEL_TOLERANCE = 1e-5
 """A label is a whole number to this (bound included): a file that keeps labels scaled has them rounded."""
 
 
@@ -212,7 +213,7 @@ def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
     if broken.size:
         raise bad_file(path, "whole numbers as labels", listed(broken), "Hand in a mask, not a probability map.")
     labels = [int(value) for value in np.unique(np.round(values)) if value != 0]
-    if len(labels) > MOST_LABELS:
+    if label is None and len(labels) > MOST_LABELS:
         raise bad_file(path, "a mask", f"{len(labels)} values", "Is it a scan, and scans and masks are exchanged?")
     return np.round(volume.data) == _choose(path, labels, label) if labels else np.zeros(volume.shape, bool)
 
@@ -259,8 +260,9 @@ def written(path: Path, data: np.ndarray, *, like: Image) -> Iterator[None]:
     suffix = check_suffix(path)
     small = data.dtype.kind != "f" and data.min() >= 0 and data.max() <= 255
     stored = data.astype(np.float32 if data.dtype.kind == "f" else np.uint8 if small else data.dtype)
+    room = functools.partial(library, path, "room for an image", "Free space, or write elsewhere.", WriteError)
     with contextlib.ExitStack() as stack:
-        with library(path, "room for an image", "Free space, or write elsewhere.", WriteError):
+        with room():
             temporary = stack.enter_context(files.whole(path))
             if suffix in NIFTI:
                 nibabel.save(_to_nifti(stored, like), temporary)
@@ -268,6 +270,8 @@ def written(path: Path, data: np.ndarray, *, like: Image) -> Iterator[None]:
                 sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
                 sitk.ReadImage(str(temporary))  # on a full disk the writers of ITK cut the file and say nothing
         yield
+        with room():
+            stack.close()
 
 
 def _to_nifti(data: np.ndarray, like: Image) -> nibabel.Nifti1Image:

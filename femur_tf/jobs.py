@@ -124,13 +124,13 @@ def _check_folders(arguments: Wanted) -> None:
 
 
 def _refuse_lone_maps(wanted: list[Job]) -> None:
-    """Raise where a scan without a mask has a map: ours come with their masks, so that it is another's."""
+    """Raise where a scan without a mask has a map: another's, or of a mask that was removed. Ours come together."""
     lone = [job.probability for job in wanted if job.probability and job.probability.exists()]
     if lone:
         names = listed([path.name for path in lone], 3)
         raise DataError(
-            f"{lone[0].parent}: expected maps of scans with masks alone. Received: {names}, without a mask. Move them "
-            "away, or pass --overwrite, which replaces every mask and map."
+            f"{lone[0].parent}: expected maps of scans with masks alone. Received: {names}, without a mask. Move maps "
+            "of removed masks, or of another program, away, or pass --overwrite, which replaces every mask and map."
         )
 
 

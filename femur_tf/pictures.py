@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MASK_COLOUR, REFERENCE_COLOUR = "#ff5a36", "#35d0ff"
 PLANE_NAMES = ("sagittal", "coronal", "axial")
 """The plane across canonical x, y and z."""
+FIRST_SIDES = ("left", "back", "feet")
+"""Where counting begins: a file may count its slices from the other end."""
 ANISOTROPY = 2.0
 """A volume whose coarsest spacing is at least this many times its finest is shown slice by slice."""
 COLUMNS = 3
@@ -71,17 +73,17 @@ def choose_slices(bone: np.ndarray, spacing_mm: tuple[float, float, float]) -> l
       spacing_mm: of the grid.
 
     Returns:
-      Four slices across the coarsest axis, evenly spread over the bone, and the plane across z (across y, where z
-      is the coarsest) with most bone in it; of a volume of about equal spacings, the fullest plane across each axis.
+      Four slices across the coarsest axis, evenly spread over those that hold bone, and the plane across z (across y,
+      where z is the coarsest) with most bone in it; of a volume of about equal spacings, the fullest plane across each
+      axis.
     """
     if not bone.any():
         bone = np.ones_like(bone)
     if max(spacing_mm) < ANISOTROPY * min(spacing_mm):
         return [_fullest(bone, axis) for axis in (1, 2, 0)]
     coarse = int(np.argmax(spacing_mm))
-    side = metrics.bounding_box(bone)[coarse]
-    places = side.start + (np.arange(4) + 0.5) / 4 * (side.stop - side.start)
-    chosen = sorted({int(place) for place in places})
+    inside = np.flatnonzero(bone.any(axis=tuple(axis for axis in range(3) if axis != coarse)))
+    chosen = sorted({int(inside[int((k + 0.5) / 4 * inside.size)]) for k in range(4)})
     return [*(Slice(coarse, index) for index in chosen), _fullest(bone, 1 if coarse == 2 else 2)]
 
 
@@ -114,7 +116,8 @@ def bars_png(values: Mapping[str, Sequence[float]]) -> bytes:
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
-    means, deviations = ([float(f(found)) for found in values.values()] for f in (np.mean, np.std))
+    known = [np.array(found)[np.isfinite(found)] for found in values.values()]  # an empty mask has no PPV
+    means, deviations = ([float(f(found)) if found.size else np.nan for found in known] for f in (np.mean, np.std))
     axes.bar(list(values), means, yerr=deviations, width=0.6, color="#a9c4ee", edgecolor="#1f5fbf", capsize=6)
     for place, found in enumerate(values.values()):
         axes.plot([place] * len(found), found, "o", color="#d9480f", markersize=4, alpha=0.8)
@@ -169,6 +172,8 @@ def _draw_slice(
     axes: Axes, grey: Volume, contours: dict[str, np.ndarray], wanted: Slice, window: tuple[float, float]
 ) -> None:
     """Draw one slice, turned so that the patient's left (or, sagittal, the back) is on the right."""
+    from matplotlib import patheffects
+
     across, down = (axis for axis in range(3) if axis != wanted.axis)
     width_mm, height_mm = (grey.shape[axis] * grey.spacing_mm[axis] for axis in (across, down))
     extent = (0.0, width_mm, 0.0, height_mm)
@@ -178,10 +183,12 @@ def _draw_slice(
         if name in contours and contours[name].take(wanted.index, axis=wanted.axis).any():
             _draw_contour(axes, contours[name].take(wanted.index, axis=wanted.axis).T, extent, colour)
     axes.set(xlim=(width_mm, 0), ylim=(0, height_mm), aspect="equal", xticks=[], yticks=[])
-    axes.set_title(f"{PLANE_NAMES[wanted.axis]}, {wanted.index + 1} of {grey.shape[wanted.axis]}", fontsize=10)
+    number = f"{wanted.index + 1} of {grey.shape[wanted.axis]} from the {FIRST_SIDES[wanted.axis]}"
+    axes.set_title(f"{PLANE_NAMES[wanted.axis]}, {number}", fontsize=10)
     place, text = (0.97, "L") if across == 0 else (0.03, "A")
     side = "right" if across == 0 else "left"
-    axes.text(place, 0.5, text, transform=axes.transAxes, color="white", weight="bold", va="center", ha=side)
+    mark = axes.text(place, 0.5, text, transform=axes.transAxes, color="white", weight="bold", va="center", ha=side)
+    mark.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="black")])  # on fat, too
 
 
 def _draw_contour(axes: Axes, bone: np.ndarray, extent: tuple[float, float, float, float], colour: str) -> None:

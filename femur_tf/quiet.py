@@ -10,6 +10,7 @@ otherwise. They train a patch network 1.4 times as fast there (docs/performance.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def start_tensorflow() -> None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for what it logs later
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # read while it is imported
+    if sys.stderr is None:  # closed by whoever started this process
+        importlib.import_module("tensorflow")
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:

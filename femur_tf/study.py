@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +29,6 @@ FOLDERS = ("--images", "DIR", "--masks", "DIR")
 Part = Literal["train", "validation", "test"]
 DETACHED = (".nhdr", ".mhd")
 """Headers whose voxels lie in another file."""
-VOXELS = (".raw", ".raw.gz", ".raw.bz2", ".zraw", ".gz", ".bz2", ".img", ".bin", ".dat", ".txt")
-"""What its name ends in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +159,10 @@ def digests(path: Path) -> list[str]:
 
 
 def _detached(path: Path) -> list[Path]:
-    """Return the files that may hold the voxels of a header, of its name: not what else a case has, as a JSON file."""
+    """Return the files that may hold the voxels of a header: those of its name, whatever they end in."""
     if image_io.image_suffix(path) not in DETACHED:
         return []
-    name = image_io.case_name(path)
-    return [path.with_name(name + suffix) for suffix in VOXELS]
+    return [one for one in path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*") if one != path]
 
 
 def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None = None) -> volume.Volume:

@@ -6,6 +6,7 @@ harm is then read as other grey values, and not a word.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import zlib
@@ -63,9 +64,12 @@ def check_packed(header: Mapping[str, str], stream: BinaryIO, folder: Path) -> N
     is_gzip = header.get("encoding", "").lower() in ("gz", "gzip")
     if not (is_meta or is_gzip) or any(header.get(skip, "0") != "0" for skip in SKIPS):
         return
-    unpack = _unpack_zlib if is_meta else _unpack_gzip
+    size = header.get("compresseddatasize")
+    unpack = functools.partial(_unpack_zlib, size) if is_meta else _unpack_gzip
     name = header.get("elementdatafile" if is_meta else "datafile", "LOCAL")
     if name.upper() == "LOCAL":
+        if is_meta and size is None:
+            raise EOFError("no CompressedDataSize, by which voxels behind a header are found")
         unpack(stream)
     elif (folder / name).is_file():  # not a list or a pattern of names
         with (folder / name).open("rb") as voxels:
@@ -79,14 +83,24 @@ def _unpack_gzip(stream: BinaryIO) -> None:
             pass
 
 
-def _unpack_zlib(stream: BinaryIO) -> None:
-    """Unpack up to the end that the packed bytes tell themselves."""
-    packed = zlib.decompressobj(zlib.MAX_WBITS | 32)  # MetaIO reads the headers of zlib and of gzip
+def _unpack_zlib(size: str | None, stream: BinaryIO) -> None:
+    """Unpack up to the end that the packed bytes tell themselves: it has to be where MetaIO will look for it.
+
+    Args:
+      size: of the packed bytes, as the header has it; None: they fill the file.
+      stream: the packed bytes.
+    """
+    packed, taken = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # MetaIO reads the headers of zlib and of gzip
     while not packed.eof:
         piece = stream.read(PIECE_BYTES)
         if not piece:
             raise EOFError("compressed voxels that end too early")
+        taken += len(piece)
         packed.decompress(piece)
+    used = taken - len(packed.unused_data)
+    fits = used == taken and not stream.read(1) if size is None else size == str(used)
+    if not fits:
+        raise EOFError(f"{used} bytes of compressed voxels, other than the header or the file says")
 
 
 def doubt(header: Mapping[str, str], affine: np.ndarray) -> str | None:

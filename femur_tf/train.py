@@ -144,4 +144,4 @@ def main(arguments: TrainArguments) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, TrainArguments)
+    command.run(main, TrainArguments, goes_on=True)

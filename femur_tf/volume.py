@@ -214,7 +214,7 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
     if volume.shape != like.shape:
         raise ValueError(f"shape: expected {like.shape}. Received: {volume.shape}")
     distance_mm = corner_distance_mm(volume, like.affine)
-    if distance_mm > GRID_TOLERANCE * min(like.spacing_mm):
+    if not distance_mm <= max(GRID_TOLERANCE_MM, GRID_TOLERANCE * min(like.spacing_mm)):
         own, other = ([[float(f"{a:.7g}") for a in row] for row in v.affine[:3]] for v in (volume, like))
         raise ValueError(f"affine: expected {other}. Received: {own}, up to {distance_mm:.3g} mm away")
 

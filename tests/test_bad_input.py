@@ -331,7 +331,7 @@ def test_a_scan_without_orientation_works_and_is_warned_of(run, cohort, model, n
     words = plan_words(cohort) if name == "plan" else ("segment", scan, cohort / "mask.nii.gz", "--model", model)
     status, _, err = run(*words)
     assert status == 0
-    assert err.count("warning: ") == 1
+    assert err.count(f"warning: {scan}: ") == 1
     assert f"warning: {scan}: expected the orientation of its axes. Received: none." in err
 
 

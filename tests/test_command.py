@@ -96,9 +96,15 @@ def test_an_interrupt_says_how_to_go_on(run):
     assert "Run the same command again" in err
 
 
-def test_an_interrupt_of_what_overwrites_does_not_advise_to_start_anew(run):
-    err = run(raiser(KeyboardInterrupt()), "--overwrite")[2]
-    assert "With --overwrite the same command starts anew; without it, it goes on" in err
+@pytest.mark.parametrize(
+    ("goes_on", "words"),
+    [(True, "without --overwrite, to go on; with it, it starts anew."), (False, "Run the same command again.\n")],
+)
+def test_an_interrupt_of_what_overwrites_does_not_advise_to_start_anew(monkeypatch, capsys, goes_on, words):
+    monkeypatch.setattr("sys.argv", ["sheep", "--overwrite"])
+    with pytest.raises(SystemExit):
+        command.run(raiser(KeyboardInterrupt()), Arguments, goes_on=goes_on)
+    assert words in capsys.readouterr().err
 
 
 def test_a_name_of_another_encoding_is_shown_escaped():

@@ -170,7 +170,7 @@ def test_of_test_cases_one_is_held_at_a_time(work, monkeypatch):
 
     monkeypatch.setattr(case_maps, "read", watched)
     assert len(choose(work, part="test")) == len(held) == 4
-    assert most == 1
+    assert most <= 1
 
 
 @pytest.mark.slow

@@ -192,6 +192,12 @@ def test_two_processes_in_one_folder_are_refused(tmp_path):
         pass
 
 
+def test_a_lock_that_another_user_left_is_taken(tmp_path):
+    (tmp_path / ".report.lock").touch(mode=0o444)
+    with files.locked(tmp_path / "report", ""):
+        assert (tmp_path / ".report.lock").stat().st_mode & 0o777 == 0o444
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     folder = tmp_path / "tuning" / "x"
     line = (

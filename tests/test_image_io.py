@@ -235,7 +235,7 @@ def test_a_mask_is_one_label(tmp_path, values, label, expected, dtype):
     assert mask[:, 0, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("values", [[0.0, 1.0000000591], [0.0, 0.99999999977], [1e-9, 2.0004]])
+@pytest.mark.parametrize("values", [[0.0, 1.0000000591], [0.0, 0.99999999977], [1e-9, 2.000004]])
 def test_a_label_that_a_scale_has_rounded_is_that_label(tmp_path, values):
     like = read_image(_save(tmp_path / "scan.nii", _data((2, 1, 1))))
     path = _save(tmp_path / "mask.nii.gz", np.reshape(values, (2, 1, 1)))
@@ -467,6 +467,23 @@ def test_packed_voxels_that_lack_their_end_are_refused(packed, suffix):
     path, voxels = packed(suffix)
     voxels.write_bytes(voxels.read_bytes()[:-6])
     with pytest.raises(DataError, match=rf"a{suffix}: expected a whole image\. Received: .*cut short"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+@pytest.mark.parametrize("change", [-5000, 1, None])
+def test_packed_voxels_of_another_size_than_the_header_says_are_refused(packed, suffix, change):
+    path, voxels = packed(suffix)
+    content = path.read_bytes()
+    (found,) = re.findall(rb"CompressedDataSize = (\d+)\n", content)
+    line = b"" if change is None else b"CompressedDataSize = %d\n" % (int(found) + change)
+    path.write_bytes(content.replace(b"CompressedDataSize = %s\n" % found, line))
+    if change is None and suffix == ".mhd":
+        assert read_image(path).volume.shape == (40, 40, 40)  # they fill their file
+        voxels.write_bytes(voxels.read_bytes() + b"more")
+    with pytest.raises(
+        DataError, match=rf"a{suffix}: expected a whole image\. Received: .*compressed voxels|Compressed"
+    ):
         read_image(path)
 
 
@@ -1073,6 +1090,12 @@ def test_a_mask_with_other_values_is_refused(tmp_path, values, label, message):
     path = _save(tmp_path / "mask.nii", np.array(values, np.float32).reshape(-1, 1, 1))
     with pytest.raises(DataError, match=message):
         read_mask(path, like=like, label=label)
+
+
+def test_a_chosen_label_may_be_one_of_very_many(tmp_path):
+    like = read_image(_save(tmp_path / "scan.nii", _data((118, 1, 1))))
+    path = _save(tmp_path / "mask.nii", np.arange(118, dtype=np.uint8).reshape(-1, 1, 1))
+    assert read_mask(path, like=like, label=75).sum() == 1
 
 
 @pytest.mark.parametrize("name", ["out.png", "out", "out.nhdr", "out.mhd", "out.nii.bz2"])

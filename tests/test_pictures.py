@@ -48,6 +48,11 @@ def test_slices_run_through_the_bone(spacing_mm, expected):
     assert pictures.choose_slices(bone, spacing_mm) == [Slice(*pair) for pair in expected]
 
 
+def test_slices_between_two_bones_are_not_shown():
+    bone = _box((40, 9, 9), (2, 8), (4, 8), (4, 8)) | _box((40, 9, 9), (30, 36), (4, 8), (4, 8))
+    assert [one.index for one in pictures.choose_slices(bone, (5, 1, 1))[:4]] == [3, 6, 31, 34]
+
+
 def test_a_line_of_bone_gives_its_planes():
     assert pictures.choose_slices(_box((3, 3, 3), (1, 2), (2, 3), (0, 1)), (1, 1, 1)) == [
         Slice(1, 2),
@@ -111,9 +116,9 @@ def test_bars_are_means_with_a_dot_for_each_case(monkeypatch):
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    assert pictures.bars_png({"dice": [0.8, 0.9], "ppv": [1.0, 0.5]}).startswith(PNG)
+    assert pictures.bars_png({"dice": [0.8, 0.9], "ppv": [1.0, np.nan, 0.5]}).startswith(PNG)
     heights, texts, lines = drawn[0]
-    assert heights == pytest.approx([0.85, 0.75])
+    assert heights == pytest.approx([0.85, 0.75])  # an empty mask has no PPV
     assert texts == ["0.850", "0.750"]
     assert [0.8, 0.9] in [list(line.get_ydata()) for line in lines]
 

@@ -24,3 +24,11 @@ def test_the_start_says_nothing_and_errors_are_still_seen():
 @pytest.mark.slow
 def test_a_second_call_does_nothing():
     assert _run("quiet.start_tensorflow(); quiet.start_tensorflow()").returncode == 0
+
+
+def test_a_closed_standard_error_ends_nothing():
+    line = "import sys; from femur_tf import quiet; quiet.start_tensorflow(); print('tensorflow' in sys.modules)"
+    found = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "{line}" 2>&-', sys.executable], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "True\n"

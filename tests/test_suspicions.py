@@ -90,3 +90,15 @@ def test_copies_have_femur_voxels_of_their_own_and_a_test_case_is_not_drawn_from
 def test_many_islands_are_listed_in_short() -> None:
     ((_, message),) = _found(parts=(1000, 950, *[1] * 30))
     assert message.endswith("1, ... voxels")
+
+
+def test_as_many_parts_as_in_most_cases_are_no_suspicion() -> None:
+    """Where as many cases have one as have two, two are whole; a number that no case has is none of most."""
+    one, two, three = ({"parts": (900,) * n, "femurs_mm3": (900.0,) * n} for n in (1, 2, 3))
+    for cohort, odd in (((one, one, two, two), 2), ((one, one, three, three), 2)):
+        facts = [
+            dataclasses.replace(ORDINARY, name=f"c{i}", mask_digest=str(i), **changes)
+            for i, changes in enumerate(cohort)
+        ]
+        found = suspicions(facts, DATA, dict.fromkeys((case.name for case in facts), 1))
+        assert sum("parts" in [doubt.kind for doubt in doubts] for doubts in found.values()) == odd

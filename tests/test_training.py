@@ -255,9 +255,8 @@ def test_a_checkpoint_that_is_damaged_is_named(written, tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 202504121230])
 def test_a_seed_out_of_range_is_refused(seed):
-    for kind in (TrainConfig, config.SamplingConfig):
-        with pytest.raises(ValueError, match=r"seed: expected a whole number in \[0, 2\^32\)"):
-            kind(seed=seed)
+    with pytest.raises(ValueError, match=r"seed: expected a whole number in \[0, 2\^32\)"):
+        TrainConfig(seed=seed)
 
 
 @pytest.mark.slow

@@ -160,14 +160,18 @@ def test_a_damaged_checkpoint_costs_no_trial(work):
     assert [row.status for row in rows(again)] == [COMPLETED]
 
 
-@pytest.mark.parametrize("harm", ["state.json", "model.keras"])
+@pytest.mark.parametrize("harm", ["state.json", "model.keras", "within"])
 def test_only_damaged_checkpoints_are_removed(tmp_path, harm):
     for epoch in (1, 2):
         path = callbacks.checkpoint_path(tmp_path, epoch)
         files.write_json(path / "state.json", dataclasses.asdict(callbacks.State(epoch=epoch)))
         with zipfile.ZipFile(path / "model.keras", "w") as archive:
             archive.writestr("config.json", "{}" * 100)
-    searches.truncate(callbacks.checkpoint_path(tmp_path, 2) / harm)
+    if harm == "within":
+        path = callbacks.checkpoint_path(tmp_path, 2) / "model.keras"
+        path.write_bytes(path.read_bytes().replace(b"{}{}{}", b"{}{}[]", 1))
+    else:
+        searches.truncate(callbacks.checkpoint_path(tmp_path, 2) / harm)
     trainer.remove_damaged(tmp_path)
     assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0001"]
 

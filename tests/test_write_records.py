@@ -267,11 +267,11 @@ def change_mask(work):
 
 
 def test_an_image_of_several_files_has_the_digest_of_each(tmp_path):
-    for name in ("hip_1.nhdr", "hip_1.raw.gz", "hip_10.nhdr", "series/a.dcm", "series/b.dcm"):
+    for name in ("hip_1.nhdr", "hip_1.RAW", "hip_10.nhdr", "series/a.dcm", "series/b.dcm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     found = study.digests(tmp_path / "hip_1.nhdr")
-    assert found == sorted(files.sha256(tmp_path / name) for name in ("hip_1.nhdr", "hip_1.raw.gz"))
+    assert found == sorted(files.sha256(tmp_path / name) for name in ("hip_1.nhdr", "hip_1.RAW"))
     assert len(study.digests(tmp_path / "series")) == 2
 
 

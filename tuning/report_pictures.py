@@ -78,7 +78,7 @@ def importance_png(importance: Importance, names: Sequence[str], objective: str)
 def panels_png(
     axes: Sequence[Axis], rows: Sequence[TrialRow], best: TrialRow, *, objective: str, direction: str
 ) -> bytes:
-    """Draw the score of each finished trial against each hyper-parameter it used, and against its cost.
+    """Draw the score of each finished trial against each hyper-parameter that some used, and against its cost.
 
     Args:
       axes: the hyper-parameters.
@@ -89,6 +89,7 @@ def panels_png(
     """
     costly = [row for row in rows if row.cost is not None]
     limits = score_limits(_scores(rows), direction)
+    axes = [axis for axis in axes if any(is_used(axis, row.values) for row in rows)]
 
     def panel(index: int, place: Axes) -> None:
         """Draw the scores along one hyper-parameter, or along the cost."""

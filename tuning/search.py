@@ -271,4 +271,4 @@ def main(arguments: SearchArguments) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, SearchArguments)
+    command.run(main, SearchArguments, goes_on=True)

@@ -82,8 +82,9 @@ def remove_damaged(run: Path) -> None:
     for path in callbacks.checkpoints(run):
         try:
             callbacks.State(**files.read_json(path / "state.json"))
-            sound = zipfile.is_zipfile(path / "model.keras")
-        except (OSError, DataError, TypeError):
+            with zipfile.ZipFile(path / "model.keras") as archive:
+                sound = archive.testzip() is None
+        except (OSError, DataError, TypeError, zipfile.BadZipFile):
             sound = False
         if not sound:
             files.remove(path)
