@@ -481,9 +481,7 @@ def test_packed_voxels_of_another_size_than_the_header_says_are_refused(packed, 
     if change is None and suffix == ".mhd":
         assert read_image(path).volume.shape == (40, 40, 40)  # they fill their file
         voxels.write_bytes(voxels.read_bytes() + b"more")
-    with pytest.raises(
-        DataError, match=rf"a{suffix}: expected a whole image\. Received: .*compressed voxels|Compressed"
-    ):
+    with pytest.raises(DataError, match=rf"a{suffix}: expected a whole image\. Received: .*(ompressed|cannot be read)"):
         read_image(path)
 
 
