@@ -265,13 +265,19 @@ def load(path: Path, *, compiled: bool) -> keras.Sequential:
 
     Args:
       path: a `.keras` file.
-      compiled: with its optimizer, loss and metrics, to train it further.
+      compiled: with its optimizer, loss and metrics, to train it further in the precision that it was trained in.
 
     Raises:
       DataError: the file is damaged.
     """
     try:
-        return keras.saving.load_model(path, compile=compiled)
+        found = keras.saving.load_model(path, compile=False)
+        if not compiled:
+            return found
+        policies = (layer.dtype_policy.name for layer in found.layers)
+        # Keras scales losses, and keeps a state for it, by the policy of the process alone.
+        with computing_in(next((name for name in policies if name.startswith("mixed")), "float32")):
+            return keras.saving.load_model(path)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: expected a Keras model that can be loaded. Received: {reason}") from error

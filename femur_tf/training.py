@@ -138,8 +138,7 @@ def _start(
         files.write_json(folder / lineage.NAME, config.to_dict(learned))
         return first, State()
     state = State(**files.read_json(found[-1] / "state.json"))
-    with model.computing_in(_policy(settings.train)):
-        network = model.load(found[-1] / "model.keras", compiled=True)
+    network = model.load(found[-1] / "model.keras", compiled=True)
     for chance, words in zip(dropout_states(network), state.dropout, strict=True):
         chance.assign(words)
     return network, state

@@ -233,13 +233,15 @@ def test_a_killed_run_goes_on_with_the_dropout_that_it_would_have_had(written, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpu", [True, False])
-def test_a_killed_run_in_mixed_precision_goes_on_in_it(written, tmp_path, monkeypatch, gpu):
+@pytest.mark.parametrize(("gpu", "later"), [(True, True), (False, False), (True, False), (False, True)])
+def test_a_killed_run_in_mixed_precision_goes_on_in_it(written, tmp_path, monkeypatch, gpu, later):
+    """On another device, too: what it was begun in counts."""
     monkeypatch.setattr(training, "has_gpu", lambda: gpu)
     mixed = settings(epochs=2, mixed_precision=True)
     expected = training.train(written, tmp_path / "whole", mixed)
     with killed_after(1), pytest.raises(Killed):
         training.train(written, tmp_path / "killed", mixed)
+    monkeypatch.setattr(training, "has_gpu", lambda: later)
     found = training.train(written, tmp_path / "killed", mixed)
     assert found.history[-1]["val_loss"] == pytest.approx(expected.history[-1]["val_loss"], abs=1e-5)
 
