@@ -165,16 +165,17 @@ def _patch_rule(arguments: PlanArguments, facts: Sequence[cohort.Facts], spacing
     return dataclasses.replace(rule, scales_mm=kept)
 
 
-def parts_of(arguments: PlanArguments, names: Sequence[str], seed: int) -> dict[str, study.Part]:
+def parts_of(
+    arguments: PlanArguments, names: Sequence[str], before: study.Plan | None, seed: int
+) -> dict[str, study.Part]:
     """Return the part of each case: as an earlier plan has it, or drawn for the first time.
 
     Raises:
-      DataError: as `split.named`, `split.first_split`, `split.later_split` and `study.read_plan` do.
+      DataError: as `split.named`, `split.first_split` and `split.later_split` do.
     """
     test = None
     if arguments.test is not None:
         test = split.named([text.strip() for text in arguments.test.split(",") if text.strip()], names)
-    before = _earlier(arguments)
     earlier = {} if before is None else {case.name: case.part for case in before.cases}
     if arguments.new_split or not earlier:
         parts = split.first_split(names, test=test or frozenset(), validation=arguments.validation, seed=seed)
@@ -208,10 +209,8 @@ def _earlier(arguments: PlanArguments) -> study.Plan | None:
         raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
 
 
-def warn_of_changes(earlier: study.Plan | None, plan: study.Plan) -> None:
+def warn_of_changes(earlier: study.Plan, plan: study.Plan) -> None:
     """Name the settings that the earlier plan had otherwise: flags that are not repeated, edits of its file."""
-    if earlier is None:
-        return
     old, new = ({"data": values["data"], "label": values["label"]} for values in map(config.to_dict, (earlier, plan)))
     for name in sorted(config.differences(old, new)):
         was, now = (functools.reduce(operator.getitem, name.split("."), values) for values in (old, new))
@@ -266,7 +265,8 @@ def main(arguments: PlanArguments) -> None:
     for what, names in (("image without a mask", pairing.images_alone), ("mask without an image", pairing.masks_alone)):
         if names:
             command.warn(f"{what}, left out: {', '.join(names)}")
-    parts = parts_of(arguments, [case.name for case in pairing.pairs], config.SamplingConfig.seed)
+    before = _earlier(arguments)
+    parts = parts_of(arguments, [case.name for case in pairing.pairs], before, config.SamplingConfig.seed)
     facts = check(pairing.pairs, label=arguments.label, processes=arguments.processes)
     data = data_settings(arguments, facts, parts)
     cases = tuple(
@@ -274,7 +274,8 @@ def main(arguments: PlanArguments) -> None:
         for case in pairing.pairs
     )
     plan = study.Plan(cases, data, arguments.label)
-    warn_of_changes(_earlier(arguments), plan)
+    if before is not None:
+        warn_of_changes(before, plan)
     expected = forecast(plan, facts)
     free_bytes = check_disk(arguments.work, expected)
     files.write_json(path, config.to_dict(plan))

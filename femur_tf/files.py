@@ -126,13 +126,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a text names something within a folder, and does not lead elsewhere."""
+    return text not in ("", ".", "..") and text == Path(text).name
+
+
 def child(folder: Path, name: str) -> Path:
     """Return the path of something in a folder that a user has named.
 
     Raises:
       DataError: the name would lead elsewhere.
     """
-    if name in ("", ".", "..") or name != Path(name).name:
+    if not is_name(name):
         raise DataError(f"{folder}: expected the name of a folder in it. Received: {name!r}. Leave out slashes.")
     return folder / name
 

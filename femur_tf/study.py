@@ -112,7 +112,7 @@ def read_plan(work: Path) -> Plan:
     values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
     plan = config.from_dict(Plan, values, str(path))
     found = collections.Counter(case.name for case in plan.cases)
-    if leading := [name for name in found if name in ("", ".", "..") or name != Path(name).name]:
+    if leading := [name for name in found if not files.is_name(name)]:
         raise DataError(f"{path}: expected names of cases without slashes. Received: {', '.join(map(repr, leading))}.")
     twice = sorted(name for name, count in found.items() if count > 1)
     if twice:

@@ -28,10 +28,10 @@ SPACING_TOLERANCE = 0.01
 SMOOTH_ABOVE = 1.5
 """An axis is smoothed before it is sampled coarser by more than this ratio."""
 GRID_TOLERANCE_MM = 1e-3
-"""A working grid is only reordered where no corner voxel is further from the scan's own than this."""
+"""Grids of one shape are the same where no corner voxel is further apart than this (bound included)."""
 GRID_TOLERANCE = 0.01
-"""Grids of one shape are the same where no corner voxel is further apart than this share of the finest spacing: headers
-are rounded, to 5 decimals of mm and less."""
+"""Of a mask and its scan no corner may be further apart than this share of the finest spacing either (bound included):
+headers are rounded, to 5 decimals of mm and less."""
 BEYOND = 1e-6
 """A voxel this far beyond the border, in voxels, lies on it: the rest is rounding."""
 MAX_VOXELS = 2**29
@@ -210,7 +210,7 @@ def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:
 
 
 def require_same_grid(volume: Volume, like: Volume) -> None:
-    """Raise a `ValueError` unless two volumes have one shape and corners within 1 % of a voxel (bound included)."""
+    """Raise a `ValueError` unless two volumes have one shape and corners within 1 % of a voxel, or 1e-3 mm."""
     if volume.shape != like.shape:
         raise ValueError(f"shape: expected {like.shape}. Received: {volume.shape}")
     distance_mm = corner_distance_mm(volume, like.affine)
