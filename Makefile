@@ -33,7 +33,7 @@ test: $(READY)  ## all tests, slow ones too, with statement and branch coverage
 
 results: $(READY)  ## the shipped model on the test cases: make results DATA=DIR
 	@test -n "$(DATA)" || { echo "expected DATA=DIR, the folder with images/ and masks/. Received: nothing."; exit 2; }
-	$(RUN) benchmarks.results "$(DATA)"
+	$(RUN) benchmarks.results "$(if $(filter ~/%,$(firstword $(DATA))),$(patsubst ~/%,$(HOME)/%,$(DATA)),$(DATA))"
 
 check: lint types fast  ## what to run before a commit
 

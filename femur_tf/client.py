@@ -195,7 +195,7 @@ def _segment(todo: jobs.Todo, arguments: ClientArguments, results: list[scans.Re
     failed = 0
     with connected(arguments.connection) as (connection, model), command.progress(percent=True) as display:
         command.say(connection.place)
-        scans.require_cohort(connection.place, read_cohort(model, connection.place))
+        quality.require_cohort(connection.place, read_cohort(model, connection.place))
         task = display.add_task("scans", total=float(len(todo.jobs)))
         client = Client(connection, model, arguments, lambda share: display.advance(task, share))
         for job, future in client.segment_all(todo.jobs):

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from femur_tf import command, config, files, quiet, served, study
+from femur_tf import command, config, files, quality, quiet, served, study
 from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
@@ -139,11 +139,7 @@ def export(bundle: Bundle, to: Path, *, card: str | None = None) -> Path:
     from femur_tf import bundle as bundles
 
     recipe = bundle.recipe
-    if bundle.cohort is None:
-        command.warn(
-            f"{bundle.folder}: expected a cohort (cohort.json), by which unusual masks are told. Received: none: this "
-            "version finds nothing unusual but empty masks. Evaluate the run to the end, and export it again."
-        )
+    quality.require_cohort(str(bundle.folder), bundle.cohort)
     command.say(f"Cut-off {recipe.cutoff:.4f}, {len(recipe.steps)} steps")
     place = to.resolve() if to.name in ("", "..") else to
     card = model_card(bundle, place.name) if card is None else card

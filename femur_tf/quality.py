@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from femur_tf import command
+from femur_tf.errors import DataError
 from femur_tf.measures import AXES, BORDERS, Profile, profile
 from femur_tf.volume import Volume
 
@@ -182,3 +184,25 @@ def _reason(name: str, value: float, limits: Limits | None) -> str | None:
         return None
     bound = f"at least {limits.low * measure.scale:.3g}" if low else f"at most {limits.high * measure.scale:.3g}"
     return f"{measure.text}: {value * measure.scale:.3g} {measure.unit}".rstrip() + f", usual is {bound}"
+
+
+def require_cohort(place: str, cohort: Cohort | None, *, strict: bool = False) -> None:
+    """Warn where a model does not say what is usual, so that only empty masks are flagged.
+
+    Args:
+      place: the model.
+      cohort: what is usual, if anything.
+      strict: whether a flag decides the exit status: no flag would then look like a mask that is well.
+
+    Raises:
+      DataError: there is none, and `strict`.
+    """
+    if cohort is not None:
+        return
+    text = (
+        f"{place}: expected a model that knows what is usual among its cases (cohort.json). Received: one without, "
+        "which finds nothing unusual but empty masks. Evaluate its run to the end, and export it again."
+    )
+    if strict:
+        raise DataError(f"--strict: {text}")
+    command.warn(text)

@@ -160,28 +160,6 @@ def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float
         command.say(f"{job.name}: spacing {text} mm")
 
 
-def require_cohort(place: str, cohort: quality.Cohort | None, *, strict: bool = False) -> None:
-    """Warn where a model does not say what is usual, so that only empty masks are flagged.
-
-    Args:
-      place: the model.
-      cohort: what is usual, if anything.
-      strict: whether a flag decides the exit status: no flag would then look like a mask that is well.
-
-    Raises:
-      DataError: there is none, and `strict`.
-    """
-    if cohort is not None:
-        return
-    text = (
-        f"{place}: expected a model that knows what is usual among its cases (cohort.json). Received: one without, "
-        "which finds nothing unusual but empty masks. Evaluate its run to the end, and export it again."
-    )
-    if strict:
-        raise DataError(f"--strict: {text}")
-    command.warn(text)
-
-
 def finish(
     job: Job,
     scan: Prepared,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from femur_tf import command, config, jobs, machine, mask_report, quiet, scans
+from femur_tf import command, config, jobs, machine, mask_report, quality, quiet, scans
 from femur_tf.errors import DataError, WriteError
 from femur_tf.jobs import Job, Todo
 from femur_tf.scans import Prepared, Result
@@ -109,7 +109,7 @@ def main(arguments: SegmentArguments) -> int:
 
     bundle = bundles.load(arguments.model or bundles.shipped())
     _ = bundle.recipe  # raises where none has been chosen
-    scans.require_cohort(str(bundle.folder), bundle.cohort, strict=arguments.strict)
+    quality.require_cohort(str(bundle.folder), bundle.cohort, strict=arguments.strict)
     machine.base_bytes()  # before the first scan is read
     results: list[Result] = []
     try:

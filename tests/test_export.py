@@ -220,7 +220,7 @@ def test_the_folder_one_is_in_has_its_name(work, tmp_path, unsaved, monkeypatch)
 def test_a_model_that_knows_nothing_usual_says_so(work, tmp_path, unsaved, capsys):
     found = bundle.load(work / "runs/default")
     export.export(dataclasses.replace(found, cohort=None), tmp_path / "femur")
-    assert "expected a cohort (cohort.json), by which unusual masks are told" in capsys.readouterr().err
+    assert "finds nothing unusual but empty masks" in capsys.readouterr().err
 
 
 def test_an_empty_card_is_a_card(work, tmp_path, unsaved):
