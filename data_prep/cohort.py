@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -69,6 +70,8 @@ class Facts:
     """Volume of each part that is no stray island, from the patient's left to right."""
     borders: tuple[str, ...]
     """Borders of the volume that the femur touches, the lower one (the shaft's) left out."""
+    half: Literal["left", "right", "both"]
+    """Half of the volume, on the patient's left or right, that holds all of the femur but stray islands."""
 
     @property
     def femur_mm3(self) -> float:
@@ -153,6 +156,7 @@ def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
     femurs = np.flatnonzero(voxels >= postprocess.PART_SHARE * voxels.max()) + 1
     centroids = ndimage.center_of_mass(mask, labels, femurs)
     left_to_right = femurs[np.argsort([x for x, _, _ in centroids])]
+    whole = np.isin(labels, femurs)
     return Facts(
         name,
         shape=tuple(mask.shape),
@@ -162,7 +166,8 @@ def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
         mask_digest=_digest(mask),
         parts=tuple(sorted(voxels.tolist(), reverse=True)),
         femurs_mm3=tuple(float(voxels[part - 1] * np.prod(upright.spacing_mm)) for part in left_to_right),
-        borders=_borders(np.isin(labels, femurs)),
+        borders=_borders(whole),
+        half=_half(whole),
     )
 
 
@@ -179,6 +184,14 @@ def _borders(mask: np.ndarray) -> tuple[str, ...]:
         for name, place in zip(names, (0, -1), strict=True)
         if name != "lower" and mask.take(place, axis=axis).any()
     )
+
+
+def _half(mask: np.ndarray) -> Literal["left", "right", "both"]:
+    """Return the half of the volume, along its first axis, that holds all of a canonical mask."""
+    held = np.flatnonzero(mask.any(axis=(1, 2)))
+    if held[-1] < mask.shape[0] // 2:
+        return "left"
+    return "right" if held[0] >= mask.shape[0] - mask.shape[0] // 2 else "both"
 
 
 def duplicates(facts: Sequence[Facts]) -> tuple[Problem, ...]:

@@ -1,4 +1,4 @@
-"""Settings that follow from a cohort's volumes: which scales are worth their cost, how many varied copies."""
+"""Settings that follow from a cohort: which scales are worth their cost, how many varied copies, whether to mirror."""
 
 from __future__ import annotations
 
@@ -53,3 +53,12 @@ def copies(training: Sequence[Facts], spacing_mm: Triple, per_case: int) -> int:
     """
     voxels = sum(int(np.prod(working_shape(case, spacing_mm))) for case in training)
     return max(VariationConfig.copies, min(MOST_COPIES, per_case, COPIED_VOXELS // max(1, voxels)))
+
+
+def one_sided(facts: Sequence[Facts]) -> bool:
+    """Return whether the structure lies on one side of the patient, the same in all cases.
+
+    A mirrored patch of such a cohort shows the other side, whose structure is not drawn, labelled as if it were: a
+    network that learns from them finds now one and now the other (docs/plan.md).
+    """
+    return {case.half for case in facts} in ({"left"}, {"right"})

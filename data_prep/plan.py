@@ -137,6 +137,7 @@ def data_settings(
             normalisation=config.NormalisationConfig(n4=arguments.n4),
             sampling=config.SamplingConfig(per_case=arguments.per_case),
             variation=config.VariationConfig(copies=copies),
+            sided=fitted.one_sided(known),
         )
     except ValueError as error:
         raise DataError(str(error)) from error
@@ -236,6 +237,11 @@ def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecas
     patch, wanted = plan.data.patch, sampling.asked(plan.data.sampling)
     parts = ", ".join(f"{len(plan.part(part))} {part}" for part in ("train", "validation", "test"))
     resampled = sum(cohort.resampled(case, patch.spacing_mm) for case in facts)
+    if plan.data.sided:
+        command.say(
+            "The femur lies in the same half of every scan: patches are not mirrored, so that it is told from the one "
+            'on the other side. Where there is none, write "sided": false into plan.json.'
+        )
     steps = ", ".join(f"{x}x{y}x{z}" for x, y, z in patch.steps)
     command.say(f"Cases: {len(facts)} ({parts}); {resampled} will be resampled.")
     command.say(f"Working spacing: {cohort.millimetres(patch.spacing_mm)}.")

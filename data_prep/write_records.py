@@ -50,7 +50,9 @@ class WriteArguments:
 def fingerprint(plan: study.Plan, case: study.Case, mode: records.Mode) -> str:
     """Return a digest of all that a case's records are made from: settings, files, mode; not of where the files lie."""
     inputs = [study.digests(Path(path)) for path in (case.image, case.mask)]
-    made_from = [config.to_dict(plan.data), plan.label, case.name, case.part, inputs, mode]
+    data = config.to_dict(plan.data)
+    del data["sided"]  # of the training: records hold no mirrored patches
+    made_from = [data, plan.label, case.name, case.part, inputs, mode]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 

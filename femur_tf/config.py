@@ -187,6 +187,8 @@ class DataConfig:
     normalisation: NormalisationConfig = NormalisationConfig()
     sampling: SamplingConfig = SamplingConfig()
     variation: VariationConfig = VariationConfig()
+    sided: bool = False
+    """The structure lies on one side of the patient, the same in all cases: patches are not mirrored in training."""
 
     def __post_init__(self) -> None:
         copies = self.variation.copies

@@ -203,15 +203,20 @@ def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return labels
 
 
-def count_parts(mask: np.ndarray, *, share: float = 0.0) -> int:
-    """Return the number of 26-connected clusters of a mask.
+def part_voxels(mask: np.ndarray, *, share: float = 0.0) -> np.ndarray:
+    """Return the voxels of each 26-connected cluster of a mask, (N,) int, in array order.
 
     Args:
       mask: bool, (X, Y, Z).
       share: clusters with fewer than this share of the largest one's voxels do not count.
     """
-    _, voxels = _clusters(mask, _ANY_NEIGHBOUR)
-    return int(np.count_nonzero(voxels[1:] >= share * voxels[1:].max(initial=0)))
+    voxels = _clusters(mask, _ANY_NEIGHBOUR)[1][1:]
+    return np.asarray(voxels[voxels >= share * voxels.max(initial=0)])
+
+
+def count_parts(mask: np.ndarray) -> int:
+    """Return the number of 26-connected clusters of a mask, bool, (X, Y, Z)."""
+    return part_voxels(mask).size
 
 
 def _middle_mm(x_mm: np.ndarray) -> float:

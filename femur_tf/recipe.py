@@ -33,10 +33,15 @@ STEP_GAIN = 5e-3
 CANDIDATES: dict[str, tuple[float, ...]] = {
     "opening": (0.0, 1.0, 2.0, 3.0, 4.0),
     "largest": (0, 1, 2),
+    "small_clusters": (0.0,),
     "fill_holes": (0.0, 1e5),
     "fill_planes": (0.0, 300.0),
 }
 """Values tried for each step; 0 leaves the step out. mm, number, mm3, mm2."""
+
+MOST_FEMURS = 2
+SMALL = 0.25
+"""Clusters below this share of the smallest part of any reference are strays; a part that the scan cuts is larger."""
 
 CUTOFF_STEPS = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15)
 
@@ -103,12 +108,19 @@ def mean_dice(samples: Sequence[Sample], recipe: RecipeConfig) -> float:
 def prior(samples: Sequence[Sample]) -> RecipeConfig:
     """Return where the search starts: as many parts as the references have, at most, without cavities.
 
+    Of a structure of more than two parts, such as vertebrae, a scan to come may show more than these have: what is
+    left out there is what is far smaller than their smallest part.
+
     Args:
       samples: the cases.
     """
-    parts = max(postprocess.count_parts(s.reference, share=postprocess.PART_SHARE) for s in samples)
-    steps = (Step("opening", 1.0), Step("largest", parts), Step("fill_holes", 1e5), Step("fill_planes", 0.0))
-    return RecipeConfig(steps=steps)
+    found = [(postprocess.part_voxels(s.reference, share=postprocess.PART_SHARE), s.spacing_mm) for s in samples]
+    parts = max(voxels.size for voxels, _ in found)
+    kept = Step("largest", parts)
+    if parts > MOST_FEMURS:
+        smallest_mm3 = min(voxels.min() * math.prod(spacing_mm) for voxels, spacing_mm in found if voxels.size)
+        kept = Step("small_clusters", SMALL * float(smallest_mm3))
+    return RecipeConfig(steps=(Step("opening", 1.0), kept, Step("fill_holes", 1e5), Step("fill_planes", 0.0)))
 
 
 def _with_cutoff(recipe: RecipeConfig, cutoff: float) -> RecipeConfig:

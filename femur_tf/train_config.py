@@ -13,7 +13,7 @@ class AugmentConfig:
     """Random changes of a training patch, made inside the tf.data graph; 0 or False switches one off (our choice)."""
 
     flip: bool = True
-    """Mirror left-right, in one example of two."""
+    """Mirror left-right, in one example of two; never where `data.sided`."""
     intensity_scale: float = 0.1
     """Multiply grey values by a factor in [1 - v, 1 + v]."""
     intensity_shift: float = 0.05

@@ -11,6 +11,7 @@ runs/NAME/model.keras           the epoch with the highest validation AUC; of a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -201,10 +202,11 @@ def _examples(
     """Return the batches to train with, `steps` an epoch, and those to validate with, None without validation cases."""
     chosen = settings.train
     batches = functools.partial(dataset.batches, folder, manifest, batch=chosen.batch, rule=settings.data.patch)
+    augment = dataclasses.replace(chosen.augment, flip=chosen.augment.flip and not settings.data.sided)
     drawn = batches(
         "train",
         seed=chosen.seed,
-        training=chosen.augment,
+        training=augment,
         bone_share=chosen.bone_share,
         epochs=epochs,
         steps=steps,

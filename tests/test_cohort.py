@@ -60,6 +60,7 @@ def _facts(name: str = "hip", **changes: object) -> Facts:
         "parts": (12, 8),
         "femurs_mm3": (72.0, 48.0),
         "borders": (),
+        "half": "both",
     }
     return Facts(**(values | changes))  # type: ignore[arg-type]
 
@@ -83,6 +84,26 @@ def test_a_tiny_case_is_measured_in_mm(tmp_path: Path) -> None:
     assert facts.femurs_mm3 == (72.0, 48.0)  # 6 mm3 a voxel, left to right; the island is no femur
     assert facts.femur_mm3 == 21 * 6
     assert facts.borders == ()
+
+
+@pytest.mark.parametrize(
+    ("planes", "half"),
+    [
+        ((0, 5), "left"),
+        ((2, 3), "left"),
+        ((0, 6), "both"),
+        ((5, 6), "both"),
+        ((6, 11), "right"),
+        ((5, 11), "both"),
+        ((6, 6), "right"),
+    ],
+)
+def test_a_half_holds_all_but_islands(tmp_path: Path, planes: tuple[int, int], half: str) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[planes[0] : planes[1] + 1, 3:8, 2:6] = 1
+    mask[11 - planes[0], 0, 0] = 1  # an island
+    facts = _measure(tmp_path, _image(), mask)
+    assert isinstance(facts, Facts) and facts.half == half
 
 
 def test_parts_that_touch_at_a_corner_are_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -12,7 +13,7 @@ import tyro
 
 from data_prep import forecast as forecasts
 from data_prep.cohort import Facts, Pair
-from data_prep.fitted import copies, scales_with_more_to_see
+from data_prep.fitted import copies, one_sided, scales_with_more_to_see
 from data_prep.forecast import Forecast, check_disk, forecast
 from data_prep.plan import PlanArguments, check, main, numbers
 from femur_tf import config, files, study
@@ -115,7 +116,35 @@ def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
 
 
 def _facts(shape: tuple[int, int, int]) -> Facts:
-    return Facts("hip_01", shape, (1.0, 1.0, 1.0), "RAS", "", "", (), (), ())
+    return Facts("hip_01", shape, (1.0, 1.0, 1.0), "RAS", "", "", (), (), (), "both")
+
+
+@pytest.mark.parametrize(
+    ("halves", "sided"),
+    [
+        (["left", "left"], True),
+        (["right"], True),
+        (["left", "right"], False),
+        (["left", "both"], False),
+        (["both", "both"], False),
+    ],
+)
+def test_a_cohort_is_sided_where_all_cases_are_so(halves: list[Literal["left", "right", "both"]], sided: bool) -> None:
+    assert one_sided([dataclasses.replace(_facts((9, 9, 9)), half=half) for half in halves]) is sided
+
+
+def test_a_femur_on_one_side_of_every_scan_is_not_mirrored(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not _plan(cohort).data.sided
+    assert "mirrored" not in capsys.readouterr().out
+    for path in (cohort / "masks").iterdir():
+        nifti = nibabel.load(path)
+        mask = np.asarray(nifti.dataobj).copy()
+        # x runs towards the patient's right or left, as the affine says.
+        away = slice(None, mask.shape[0] // 2 + 1) if nifti.affine[0, 0] < 0 else slice(mask.shape[0] // 2, None)
+        mask[away] = 0
+        nibabel.save(nibabel.Nifti1Image(mask, nifti.affine), path)
+    assert _plan(cohort, overwrite=True).data.sided
+    assert "The femur lies in the same half of every scan: patches are not mirrored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ ORDINARY = Facts(
     parts=(1000, 950),
     femurs_mm3=(1000.0, 950.0),
     borders=(),
+    half="both",
 )
 
 

@@ -598,3 +598,14 @@ def test_a_run_says_what_it_learns_from_and_goes_on_with_nothing_else(written, t
         training.train(written, folder, settings())
     training.train(written, folder, settings(), overwrite=True)
     assert lineage.read(folder) == found
+
+
+@pytest.mark.parametrize(("sided", "wanted", "flip"), [(False, True, True), (True, True, False), (False, False, False)])
+def test_patches_of_a_sided_structure_are_not_mirrored(written, monkeypatch, sided, wanted, flip):
+    seen = []
+    monkeypatch.setattr(training.dataset, "batches", lambda *args, training=None, **more: seen.append(training))
+    manifest = training.mined_records.read_manifest(written)
+    asked = settings(augment=AugmentConfig(flip=wanted))
+    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, sided=sided))
+    training._examples(written, manifest, asked, range(1), 1)
+    assert seen[0] == AugmentConfig(flip=flip)
