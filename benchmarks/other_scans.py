@@ -1,4 +1,4 @@
-"""A run on scans of other voxel sizes, fields of view and patient sizes: the validation cases, changed.
+"""A run on scans of other voxel sizes, fields of view, patient sizes and brightness: the validation cases, changed.
 
 Example: python -m benchmarks.other_scans work/ --run default
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 MARGIN_MM = 30.0
 """Around the femur, of a narrow field of view."""
+ORGAN_SHARE = 0.005
+AIR = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class ScansArguments:
-    """Segment validation cases on other voxel sizes, fields of view and patient sizes; one JSON line.
+    """Segment validation cases of other voxel sizes, fields of view, patient sizes and brightness; one JSON line.
 
     Example: python -m benchmarks.other_scans work/ --run default
     """
@@ -64,6 +66,19 @@ def around_femur(scan: Scan, *, sides: int) -> Scan:
     return cropped(scan, tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)))
 
 
+def bright_organ(scan: Scan, factor: float) -> Scan:
+    """Return a scan in which a ball in the middle, `ORGAN_SHARE` of the voxels, is so many times as bright."""
+    away = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(scan.mask.shape, scan.image.spacing_mm, strict=True)]
+    squared = np.add.outer(np.add.outer(away[0] ** 2, away[1] ** 2), away[2] ** 2)
+    ball = squared <= np.quantile(squared, ORGAN_SHARE)
+    return scan.with_grey(np.where(ball, factor * scan.image.data, scan.image.data))
+
+
+def filled_air(scan: Scan, fill: float) -> Scan:
+    """Return a scan with a value that stands for no image wherever it is darker than `AIR` of a bright grey."""
+    return scan.with_grey(np.where(scan.image.data < AIR * scan.bright, fill, scan.image.data))
+
+
 def grid(right: float, anterior: float, superior: float) -> Callable[[Scan], Scan]:
     """Return the change to a spacing towards right, anterior and superior, mm."""
     return functools.partial(resampled, spacing_mm=(right, anterior, superior))
@@ -84,6 +99,9 @@ SCANS: dict[str, Callable[[Scan], Scan]] = {
     "the right femur and 30 mm around": functools.partial(around_femur, sides=1),
     "a patient 15 % smaller": lambda scan: perturbations.misread(scan, 0.85),
     "a patient 15 % larger": lambda scan: perturbations.misread(scan, 1.15),
+    "8 times as bright on one side as on the other": lambda scan: perturbations.bias(scan, 8.0),
+    "an organ of 0.5 % of the volume, 4 times as bright": functools.partial(bright_organ, factor=4.0),
+    "air of -1024": functools.partial(filled_air, fill=-1024.0),
 }
 """Each change by name."""
 

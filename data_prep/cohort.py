@@ -20,7 +20,8 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from femur_tf import image_io, postprocess, volume
+from femur_tf import image_io, intensity, postprocess, volume
+from femur_tf.config import NormalisationConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
 from femur_tf.volume import Volume, canonical, spacings_agree
@@ -72,6 +73,8 @@ class Facts:
     """Borders of the volume that the femur touches, the lower one (the shaft's) left out."""
     half: Literal["left", "right", "both"]
     """Half of the volume, on the patient's left or right, that holds all of the femur but stray islands."""
+    medians: float
+    """`intensity.Limits.medians` of the scan: how far its brightest voxels lie above its foreground."""
 
     @property
     def femur_mm3(self) -> float:
@@ -168,6 +171,7 @@ def _facts(name: str, image: Volume, reference: np.ndarray) -> Facts:
         femurs_mm3=tuple(float(voxels[part - 1] * np.prod(upright.spacing_mm)) for part in left_to_right),
         borders=_borders(whole),
         half=_half(whole),
+        medians=intensity.limits(intensity.without_fill(image).data, NormalisationConfig()).medians,
     )
 
 

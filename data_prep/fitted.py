@@ -1,7 +1,8 @@
-"""Settings that follow from a cohort: which scales are worth their cost, how many varied copies, whether to mirror."""
+"""Settings that follow from a cohort: scales worth their cost, varied copies, mirroring, the limit of grey values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,3 +63,12 @@ def one_sided(facts: Sequence[Facts]) -> bool:
     network that learns from them finds now one and now the other (docs/plan.md).
     """
     return {case.half for case in facts} in ({"left"}, {"right"})
+
+
+def upper_medians(facts: Sequence[Facts]) -> float | None:
+    """Return the limit of `NormalisationConfig.upper_medians` that changes no case; None where a case has none.
+
+    The most of all cases, rounded up to a tenth.
+    """
+    most = max(case.medians for case in facts)
+    return math.ceil(most * 10) / 10 if math.isfinite(most) else None

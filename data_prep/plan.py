@@ -134,7 +134,7 @@ def data_settings(
             copies = fitted.copies(training, spacing_mm, arguments.per_case)
         return config.DataConfig(
             patch=rule,
-            normalisation=config.NormalisationConfig(n4=arguments.n4),
+            normalisation=config.NormalisationConfig(upper_medians=fitted.upper_medians(known), n4=arguments.n4),
             sampling=config.SamplingConfig(per_case=arguments.per_case),
             variation=config.VariationConfig(copies=copies),
             sided=fitted.one_sided(known),

@@ -29,12 +29,17 @@ class NormalisationConfig:
     """Of all voxels; becomes 0 (our choice)."""
     upper_percentile: float = 99.5
     """Of the foreground, the voxels above the volume's mean; becomes 255 (our choice)."""
+    upper_medians: float | None = None
+    """255 lies at most so many times as far above what becomes 0 as the foreground's median; None: however far. The
+    plan takes the most that one of its cases has, so that none is changed: a bright organ, or the near side of a
+    coil, then leaves tissue its grey values in a scan that has one (our choice)."""
     n4: bool = False
     """Correct the bias field first (N4, SimpleITK); about 10 to 20 s a hip case (our choice: off)."""
 
     def __post_init__(self) -> None:
         require(0 <= self.lower_percentile < 50, self, "lower_percentile", "a percentile in [0, 50)")
         require(50 < self.upper_percentile <= 100, self, "upper_percentile", "a percentile in (50, 100]")
+        require(self.upper_medians is None or self.upper_medians >= 1, self, "upper_medians", "at least 1, or null")
 
 
 @dataclasses.dataclass(frozen=True)

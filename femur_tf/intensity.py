@@ -2,60 +2,94 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from femur_tf import volume
+from femur_tf.config import NormalisationConfig
 
 FILL_SHARE = 0.005
 """A value in fewer of the voxels lies below the lower limit of the grey values, and does no harm."""
+FILL_GAP = 0.1
+"""Share of the others' range by which a fill value lies below them: less costs few of the 256 grey values."""
 N4_SHRINK = 4
 """The bias field is fitted on every fourth voxel of an axis."""
 N4_SAMPLES = 8
 """An axis keeps at least this many samples for the fit, where it has as many."""
 
 
-def normalise(data: np.ndarray, *, lower_percentile: float, upper_percentile: float) -> np.ndarray:
+class Limits(NamedTuple):
+    """Grey values by which the others are told; those of an image without foreground are alike."""
+
+    lower: float
+    median: float
+    """Of the foreground, the voxels above the mean."""
+    upper: float
+
+    @property
+    def medians(self) -> float:
+        """How many times as far from the lower limit the upper one lies as the median; infinite where that is on it."""
+        return (self.upper - self.lower) / (self.median - self.lower) if self.median > self.lower else math.inf
+
+
+def limits(data: np.ndarray, settings: NormalisationConfig) -> Limits:
+    """Return the robust limits of a volume's grey values.
+
+    Args:
+      data: (X, Y, Z), real, finite.
+      settings: which percentiles, and how far the upper limit may lie from the lower one.
+    """
+    foreground = data[data > data.mean(dtype=np.float64)]
+    lower = float(np.percentile(data, settings.lower_percentile))
+    if not foreground.size:
+        return Limits(lower, lower, lower)
+    # Its own copy may be sorted; so much for memory.
+    upper = float(np.percentile(foreground, settings.upper_percentile, overwrite_input=True))
+    median = float(np.median(foreground, overwrite_input=True))
+    if settings.upper_medians is not None and median > lower:
+        upper = min(upper, lower + settings.upper_medians * (median - lower))
+    return Limits(lower, median, upper)
+
+
+def normalise(data: np.ndarray, settings: NormalisationConfig) -> np.ndarray:
     """Map intensities to 0..255 between robust limits.
 
     Args:
       data: (X, Y, Z), real, finite.
-      lower_percentile: of all voxels, in [0, 100]; this intensity and those below become 0.
-      upper_percentile: of the foreground, the voxels above the mean, in [0, 100]; this intensity and those above
-        become 255.
+      settings: of the limits; the lower one and what lies below become 0, the upper one and what lies above 255.
 
     Returns:
       uint8, C order; linear between the limits, halves rounded up. Zeros where the limits leave no range, as in a
       constant image.
 
     Example:
-      >>> normalise(np.array([[[0.0, 50.0, 100.0]]]), lower_percentile=0, upper_percentile=100).tolist()
+      >>> all_of_it = NormalisationConfig(lower_percentile=0, upper_percentile=100)
+      >>> normalise(np.array([[[0.0, 50.0, 100.0]]]), all_of_it).tolist()
       [[[0, 128, 255]]]
     """
-    foreground = data[data > data.mean(dtype=np.float64)]
-    lower = float(np.percentile(data, lower_percentile))
-    # Its own copy may be sorted; so much for memory, as below, where one slab at a time is in float64.
-    upper = float(np.percentile(foreground, upper_percentile, overwrite_input=True)) if foreground.size else lower
+    lower, _, upper = limits(data, settings)
     result = np.zeros(data.shape, np.uint8)
     if upper <= lower:
         return result
-    for source, target in zip(data, result, strict=True):
+    for source, target in zip(data, result, strict=True):  # one slab at a time is in float64, to save memory
         share = (np.clip(source, lower, upper).astype(np.float64) - lower) / (upper - lower)
         target[:] = np.floor(share * 255 + 0.5)
     return result
 
 
 def fill_value(data: np.ndarray) -> float | None:
-    """Return the value that stands for no image and would squeeze all tissue into a few grey values.
+    """Return the value that stands for no image and would squeeze all tissue into fewer grey values.
 
     Args:
       data: (X, Y, Z), real, finite.
 
     Returns:
       The lowest value, where it is below 0, in at least 0.5 % of the voxels (bound included), and further from all
-      others than these are from one another, such as -32768; else None.
+      others than a tenth of the range that these have without their brightest 0.5 %, such as -1024; else None.
     """
     lowest = float(data.min())
     if lowest >= 0:  # MR as it comes: 0 is no signal
@@ -63,8 +97,16 @@ def fill_value(data: np.ndarray) -> float | None:
     others = data[data > lowest]
     if not others.size or data.size - others.size < FILL_SHARE * data.size:
         return None
-    low, high = float(others.min()), float(others.max())
-    return lowest if low - lowest > high - low else None
+    low, high = float(others.min()), float(np.percentile(others, 99.5, overwrite_input=True))
+    return lowest if low - lowest > FILL_GAP * (high - low) else None
+
+
+def without_fill(scan: volume.Volume) -> volume.Volume:
+    """Return a volume with the lowest of the other values in place of what `fill_value` finds; itself without one."""
+    fill = fill_value(scan.data)
+    return (
+        scan if fill is None else volume.Volume(np.maximum(scan.data, scan.data[scan.data > fill].min()), scan.affine)
+    )
 
 
 def fill_doubt(data: np.ndarray) -> str | None:
@@ -74,7 +116,7 @@ def fill_doubt(data: np.ndarray) -> str | None:
         return None
     return (
         f"expected grey values of the scan alone. Received: {fill:g} in {np.mean(data == fill):.1%} of the voxels, far "
-        "below all others, which are left few grey levels. Replace it with the value of air."
+        "below all others. It is taken for the lowest of them."
     )
 
 

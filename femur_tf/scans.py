@@ -160,6 +160,16 @@ def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float
         command.say(f"{job.name}: spacing {text} mm")
 
 
+def _coarse(scan: Prepared) -> tuple[str, ...]:
+    """Return a reason for each axis along which a scan shows far less than the model was trained on."""
+    own, wanted_mm = volume.canonical(scan.image.volume).spacing_mm, scan.working.spacing_mm
+    return tuple(
+        f"voxels towards {axis}: {own_mm:.3g} mm, the model's are {model_mm:.3g} mm"
+        for axis, own_mm, model_mm in zip(("right", "anterior", "superior"), own, wanted_mm, strict=True)
+        if own_mm > SPACING_RATIO * model_mm
+    )
+
+
 def finish(
     job: Job,
     scan: Prepared,
@@ -193,6 +203,7 @@ def finish(
     own = volume.from_working(volume.Volume(probability, scan.working.affine), image.volume)
     mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
     judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, recipe.cutoff, cohort)
+    judged = dataclasses.replace(judged, reasons=judged.reasons + _coarse(scan))
     labels = postprocess.sides(mask, image.volume.affine) if sides else mask
     parts = postprocess.count_parts(mask)
     jobs.require_kept(job)

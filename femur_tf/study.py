@@ -180,15 +180,13 @@ def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None 
       DataError: the working grid would be too large, as where a file gives lengths in another unit than mm.
     """
     settings = data.normalisation
-    source = intensity.correct_bias(image) if settings.n4 else image
+    source = intensity.without_fill(image)
+    source = intensity.correct_bias(source) if settings.n4 else source
     try:
         working = volume.to_working(source, data.patch.spacing_mm)
     except ValueError as error:
         raise DataError(f"{path}: {error}" if path else str(error)) from error
-    grey = intensity.normalise(
-        working.data, lower_percentile=settings.lower_percentile, upper_percentile=settings.upper_percentile
-    )
-    return volume.Volume(grey, working.affine)
+    return volume.Volume(intensity.normalise(working.data, settings), working.affine)
 
 
 def load_case(plan: Plan, case: Case) -> LoadedCase:

@@ -51,7 +51,7 @@ OPENERS = re.compile(
 IMAGE_OPENERS = re.compile(
     r"\.(ReadImage|WriteImage|ImageSeriesReader|ImageFileReader|ImageFileWriter)$|^(nib|nibabel)\.(load|save)$"
 )
-CONFIG_OF_ROW_1 = {"postprocess": {"RecipeConfig", "Step"}}
+CONFIG_OF_ROW_1 = {"postprocess": {"RecipeConfig", "Step"}, "intensity": {"NormalisationConfig"}}
 """What row 1 may know of the settings."""
 
 FILES = sorted(path for package in ("femur_tf", *OUTER) for path in (ROOT / package).rglob("*.py"))

@@ -61,6 +61,7 @@ def _facts(name: str = "hip", **changes: object) -> Facts:
         "femurs_mm3": (72.0, 48.0),
         "borders": (),
         "half": "both",
+        "medians": 2.0,
     }
     return Facts(**(values | changes))  # type: ignore[arg-type]
 

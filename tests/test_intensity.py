@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from femur_tf.intensity import correct_bias, fill_value, normalise
+from femur_tf.config import NormalisationConfig
+from femur_tf.intensity import correct_bias, fill_value, limits, normalise, without_fill
 from femur_tf.volume import Volume
 
 
@@ -23,7 +24,7 @@ from femur_tf.volume import Volume
     ],
 )
 def test_intensities_become_bytes(values, expected):
-    result = normalise(np.array(values).reshape(1, 1, 3), lower_percentile=0, upper_percentile=100)
+    result = normalise(np.array(values).reshape(1, 1, 3), NormalisationConfig(0, 100))
     assert result.dtype == np.uint8
     assert result.ravel().tolist() == expected
 
@@ -34,8 +35,8 @@ def test_intensities_become_bytes(values, expected):
         (-32768, 5, -32768),  # 0.5 % of the voxels: the bound is included
         (-32768, 4, None),  # fewer: below the lower limit, as any outlier
         (-32768, 1000, None),  # constant
-        (-100, 5, -100),  # the others are 0 to 99: closer together
-        (-99, 5, None),
+        (-10, 5, -10),  # the others are 0 to 99: a tenth of their range, and more
+        (-9, 5, None),
         (0, 5, None),  # no signal, as of air in MR
     ],
 )
@@ -49,28 +50,55 @@ def test_a_fill_value_is_what_would_squeeze_tissue_into_few_grey_values(rng):
     data = rng.uniform(0, 500, (20, 20, 20))
     data[:2] = -32768
     assert fill_value(data) == -32768
-    tissue = normalise(data, lower_percentile=0.5, upper_percentile=99.5)[2:]
-    assert tissue.min() > 245
+    assert normalise(data, NormalisationConfig())[2:].min() > 245
+    mended = without_fill(Volume(data, np.eye(4))).data
+    assert mended[:2].max() == data[2:].min()
+    np.testing.assert_array_equal(mended[2:], data[2:])
+    assert normalise(mended, NormalisationConfig())[2:].mean() < 130
+
+
+@pytest.mark.parametrize("lowest", [0, -5])
+def test_a_scan_without_a_fill_value_stays_as_it_is(lowest, rng):
+    scan = Volume(rng.uniform(lowest, 500, (9, 9, 9)), np.eye(4))
+    assert without_fill(scan) is scan
+
+
+def test_a_bright_organ_leaves_tissue_its_grey_values(rng):
+    usual = rng.uniform(0, 100, (20, 20, 20))  # above the mean of 50 the median is 75
+    bright = usual.copy()
+    bright[:2, :2, :] *= 8
+    settings = NormalisationConfig(0, 99, upper_medians=1.4)
+    assert limits(usual, settings) == limits(usual, NormalisationConfig(0, 99))
+    assert limits(usual, settings).medians == pytest.approx(1.33, abs=0.02)
+    assert normalise(bright, NormalisationConfig(0, 99))[5:].max() < 100
+    assert normalise(bright, settings)[5:].max() > 235
+
+
+def test_the_limit_needs_a_foreground_above_the_lower_one():
+    data = np.array([0.0, 9.0, 9.0, 9.0]).reshape(4, 1, 1)
+    found = limits(data, NormalisationConfig(49, 100, upper_medians=1))
+    assert found == (9.0, 9.0, 9.0) and found.medians == np.inf
+    assert limits(np.ones((2, 2, 2)), NormalisationConfig(upper_medians=1)) == (1.0, 1.0, 1.0)
 
 
 def test_upper_limit_is_of_the_voxels_above_the_mean():
     data = np.array([0] * 90 + [100] * 9 + [1000]).reshape(10, 10, 1)  # mean 19: foreground is the last ten
-    result = normalise(data, lower_percentile=0, upper_percentile=50).ravel()
+    result = normalise(data, NormalisationConfig(0, 60)).ravel()
     assert result[:90].max() == 0
-    assert set(result[90:].tolist()) == {255}  # median of the foreground is 100; all voxels' median would be 0
+    assert set(result[90:].tolist()) == {255}  # of the foreground 100; of all voxels it would be 0
 
 
 @given(scale=st.floats(0.1, 50), shift=st.floats(-500, 500))
 def test_normalised_bytes_do_not_depend_on_gain_and_offset(scale, shift):
     data = np.random.default_rng(3).uniform(0, 100, (6, 7, 8))
-    first, second = (normalise(d, lower_percentile=1, upper_percentile=99) for d in (data, data * scale + shift))
+    first, second = (normalise(d, NormalisationConfig(1, 99)) for d in (data, data * scale + shift))
     assert np.abs(first.astype(int) - second).max() <= 1  # a value may sit on the edge of two bytes
 
 
 @given(dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.float32]), lower=st.floats(0, 20))
 def test_normalisation_keeps_the_order_of_intensities(dtype, lower):
     data = np.random.default_rng(4).uniform(0, 250, (5, 6, 7)).astype(dtype)
-    result = normalise(data, lower_percentile=lower, upper_percentile=99)
+    result = normalise(data, NormalisationConfig(lower, 99))
     assert (np.diff(result.ravel()[np.argsort(data, axis=None)].astype(int)) >= 0).all()
     assert result.min() == 0 and result.max() == 255
 
@@ -111,10 +139,10 @@ def test_bias_correction_leaves_no_hole_where_intensities_are_zero_or_below(rng)
 
 
 def test_limits_that_leave_no_range_give_zeros():
-    data = np.array([0.0, 0.0, 0.0, 1.0, 5.0]).reshape(5, 1, 1)
-    assert normalise(data, lower_percentile=100, upper_percentile=0).max() == 0
+    data = np.array([-1000.0, 5.0, 5.0, 5.0, 5.0]).reshape(5, 1, 1)
+    assert normalise(data, NormalisationConfig(49, 51)).max() == 0
 
 
 def test_normalised_array_is_contiguous_whatever_the_axes(rng):
     view = rng.uniform(size=(3, 4, 5)).transpose(2, 0, 1)[::-1]
-    assert normalise(view, lower_percentile=1, upper_percentile=99).flags.c_contiguous
+    assert normalise(view, NormalisationConfig(1, 99)).flags.c_contiguous

@@ -1,6 +1,7 @@
 """The plan command: what it writes, prints, keeps and refuses, on tiny cohorts."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ import tyro
 
 from data_prep import forecast as forecasts
 from data_prep.cohort import Facts, Pair
-from data_prep.fitted import copies, one_sided, scales_with_more_to_see
+from data_prep.fitted import copies, one_sided, scales_with_more_to_see, upper_medians
 from data_prep.forecast import Forecast, check_disk, forecast
 from data_prep.plan import PlanArguments, check, main, numbers
 from femur_tf import config, files, study
-from femur_tf.config import PRESETS, NormalisationConfig, PatchConfig
+from femur_tf.config import PRESETS, PatchConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
 
@@ -84,7 +85,7 @@ def test_the_bias_field_is_corrected_on_demand_alone(cohort: Path, n4: bool) -> 
     folders = ["--images", str(cohort / "images"), "--masks", str(cohort / "masks")]
     arguments = tyro.cli(PlanArguments, args=[str(cohort / "work"), *folders, *flags])
     main(arguments)
-    assert study.read_plan(cohort / "work").data.normalisation == NormalisationConfig(n4=n4)
+    assert study.read_plan(cohort / "work").data.normalisation.n4 is n4
 
 
 def test_the_preset_chooses_the_scales(cohort: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_scale_that_shows_no_more_of_small_volumes_is_left_out(
 
 
 def _facts(shape: tuple[int, int, int]) -> Facts:
-    return Facts("hip_01", shape, (1.0, 1.0, 1.0), "RAS", "", "", (), (), (), "both")
+    return Facts("hip_01", shape, (1.0, 1.0, 1.0), "RAS", "", "", (), (), (), "both", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,14 @@ def _facts(shape: tuple[int, int, int]) -> Facts:
 )
 def test_a_cohort_is_sided_where_all_cases_are_so(halves: list[Literal["left", "right", "both"]], sided: bool) -> None:
     assert one_sided([dataclasses.replace(_facts((9, 9, 9)), half=half) for half in halves]) is sided
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"), [([1.53, 1.98], 2.0), ([1.5], 1.5), ([1.501, 1.2], 1.6), ([2.0, math.inf], None)]
+)
+def test_the_limit_of_grey_values_changes_no_case(medians: list[float], expected: float | None) -> None:
+    facts = [dataclasses.replace(_facts((9, 9, 9)), medians=one) for one in medians]
+    assert upper_medians(facts) == expected
 
 
 def test_a_femur_on_one_side_of_every_scan_is_not_mirrored(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,15 @@ def test_a_far_spacing_is_warned_of_with_what_is_resampled(tmp_path, model, caps
     assert f"warning: {scan}: spacing 1 x 1 x 5.2 mm is resampled to 1 x 1 x 2 mm, far from what" in told
 
 
+def test_voxels_far_coarser_than_the_models_are_a_reason_and_finer_ones_are_not(tmp_path, model, capsys):
+    for name, spacing_mm, told_of in (("coarse", (1, 1, 5.2), True), ("fine", (0.5, 1, 2), False)):
+        scan = bright.save(tmp_path / f"{name}.nii.gz", tiny.scan("a"), np.diag([*spacing_mm, 1.0]))
+        run(scan, tmp_path / f"{name}_mask.nii.gz", model)
+        told = capsys.readouterr().err
+        assert ("voxels towards superior: 5.2 mm, the model's are 2 mm" in told) == told_of
+        assert "towards right" not in told
+
+
 def test_a_near_spacing_is_said_and_not_warned_of(tmp_path, model, capsys):
     scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), np.diag([1.0, 1.2, 2.4, 1.0]))
     run(scan, tmp_path / "mask.nii.gz", model)

@@ -21,6 +21,7 @@ ORDINARY = Facts(
     femurs_mm3=(1000.0, 950.0),
     borders=(),
     half="both",
+    medians=2.0,
 )
 
 
