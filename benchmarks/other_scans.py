@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks import perturbations
 from benchmarks.perturbations import RIGHT, Scan
-from femur_tf import command, config, lineage, metrics, postprocess, quiet, study, volume
+from femur_tf import command, config, content, lineage, metrics, postprocess, quiet, study, volume
+from femur_tf.content import Box
 from femur_tf.patch_config import Triple
 
 if TYPE_CHECKING:
@@ -49,21 +50,28 @@ def resampled(scan: Scan, spacing_mm: Triple) -> Scan:
     return Scan(image, volume.mask_to_working(scan.mask, scan.image.affine, image))
 
 
-def cropped(scan: Scan, box: tuple[slice, ...]) -> Scan:
-    """Return the part of a scan in a box of voxels."""
-    affine = scan.image.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
-    return Scan(volume.Volume(np.ascontiguousarray(scan.image.data[box]), affine), scan.mask[box])
-
-
-def around_femur(scan: Scan, *, sides: int) -> Scan:
-    """Return the part of a scan with a margin of `MARGIN_MM` around both femurs (2) or the right one (1)."""
+def _box(scan: Scan, *, sides: int) -> Box:
+    """Return the voxels within `MARGIN_MM` of both femurs (2) or the right one (1)."""
     middle = scan.mask.shape[RIGHT] // 2
     bone = np.argwhere(scan.mask)
     bone = bone if sides == 2 else bone[bone[:, RIGHT] >= middle]
     margin = np.round(MARGIN_MM / np.array(scan.image.spacing_mm)).astype(int)
     start, stop = np.maximum(0, bone.min(0) - margin), np.minimum(scan.mask.shape, bone.max(0) + margin + 1)
-    return cropped(scan, tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)))
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return x, y, z
+
+
+def around_femur(scan: Scan, *, sides: int) -> Scan:
+    """Return the part of a scan around both femurs (2) or the right one (1)."""
+    box = _box(scan, sides=sides)
+    return Scan(content.part(scan.image, box), scan.mask[box])
+
+
+def padded(scan: Scan) -> Scan:
+    """Return a scan that is 0 beyond its part around both femurs, with the reference there alone."""
+    inside = np.zeros(scan.mask.shape, bool)
+    inside[_box(scan, sides=2)] = True
+    return Scan(scan.with_grey(np.where(inside, scan.image.data, 0)).image, scan.mask & inside)
 
 
 def bright_organ(scan: Scan, factor: float) -> Scan:
@@ -96,6 +104,7 @@ SCANS: dict[str, Callable[[Scan], Scan]] = {
     "sagittal stack: 4 x 0.9 x 0.9 mm": grid(4.0, 0.9, 0.9),
     "the right half": lambda scan: perturbations.cut(RIGHT, upper=False)(scan, 0.5),
     "both femurs and 30 mm around": functools.partial(around_femur, sides=2),
+    "the same, padded with zeros to the size of the scan": padded,
     "the right femur and 30 mm around": functools.partial(around_femur, sides=1),
     "a patient 15 % smaller": lambda scan: perturbations.misread(scan, 0.85),
     "a patient 15 % larger": lambda scan: perturbations.misread(scan, 1.15),

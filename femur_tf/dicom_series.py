@@ -9,8 +9,9 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from femur_tf import header_geometry, volume
+from femur_tf import header_geometry
 from femur_tf.image_errors import bad_file, library, listed, named
+from femur_tf.lps import lps_affine
 
 STRAY = "Export a damaged or cut slice again; move a file that is no slice away."
 SUFFIXES = (".dcm", ".ima")
@@ -73,7 +74,7 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
     between_mm = header_geometry.lone_slice_mm(slices)
     if between_mm:
         image.SetSpacing((*image.GetSpacing()[:2], between_mm))
-    return image, header_geometry.series_doubt(slices, volume.lps_affine(image))
+    return image, header_geometry.series_doubt(slices, lps_affine(image))
 
 
 def _left_out(folder: Path, names: Sequence[str]) -> list[str]:

@@ -22,7 +22,8 @@ from nibabel import filebasedimages, openers
 from femur_tf import command, dicom_series, files, header_geometry, intensity, text_header
 from femur_tf.errors import WriteError
 from femur_tf.image_errors import bad_file, library, listed, named
-from femur_tf.volume import Volume, lps_affine, require_same_grid, to_lps
+from femur_tf.lps import lps_affine, to_lps
+from femur_tf.volume import Volume, require_same_grid
 
 NIFTI = (".nii", ".nii.gz")
 META = (".mha", ".mhd")

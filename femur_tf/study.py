@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from femur_tf import config, files, image_io, intensity, volume
+from femur_tf import config, content, files, image_io, intensity, volume
 from femur_tf.errors import DataError, typed
 
 FORMAT_VERSION = 1
@@ -166,7 +166,7 @@ def _detached(path: Path) -> list[Path]:
 
 
 def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None = None) -> volume.Volume:
-    """Bring a volume to the working grid: canonical axes, working spacing, uint8.
+    """Bring a volume, without its padding, to the working grid: canonical axes, working spacing, uint8.
 
     Args:
       image: (X, Y, Z), any real dtype, any axis order.
@@ -181,6 +181,7 @@ def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None 
     """
     settings = data.normalisation
     source = intensity.without_fill(image)
+    source = content.part(source, content.box(source.data))
     source = intensity.correct_bias(source) if settings.n4 else source
     try:
         working = volume.to_working(source, data.patch.spacing_mm)

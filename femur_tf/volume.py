@@ -34,12 +34,14 @@ GRID_TOLERANCE = 0.01
 headers are rounded, to 5 decimals of mm and less."""
 BEYOND = 1e-6
 """A voxel this far beyond the border, in voxels, lies on it: the rest is rounding."""
+PADDED = 0.99
+"""A voxel this far beyond the border of a working grid, in its voxels, was padding: grids of one field of view, which
+is kept to the nearest voxel, are at most three quarters of one apart."""
 MAX_VOXELS = 2**29
 """The largest working grid that is made (bound included): four volumes of 512 voxels a side, which take 6 GB to make
 (12 bytes a voxel). Hip scans have some million; a spacing that is off a thousandfold asks for more."""
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 """The orientation of canonical axes, in nibabel's form."""
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,13 +196,19 @@ def from_working(found: Volume, like: Volume) -> np.ndarray:
 
     Returns:
       float32, of the shape and in the axis order of `like.data`: linear in the log-odds, so that no cut-off makes the
-      bone grow; the nearest value beyond the border. Where the two grids agree the values are only reordered.
+      bone grow; the nearest value beyond the border, and 0 from a voxel beyond it on, where `like` is padded. Where
+      the two grids agree the values are only reordered.
     """
     source = canonical(like)
     if found.shape == source.shape and corner_distance_mm(source, found.affine) <= GRID_TOLERANCE_MM:
         return np.ascontiguousarray(_reorder(found.data, like), dtype=np.float32)
     to_source = np.linalg.inv(found.affine) @ like.affine
-    return log_odds.back(_interpolate(log_odds.of(found.data), to_source, like.shape))
+    result = log_odds.back(_interpolate(log_odds.of(found.data), to_source, like.shape))
+    for axis, length in enumerate(found.shape):
+        along = int(np.abs(to_source[axis, :3]).argmax())  # the axes of both grids are parallel
+        at = to_source[axis, along] * np.arange(like.shape[along]) + to_source[axis, 3]
+        np.moveaxis(result, along, 0)[(at <= -PADDED) | (at >= length - 1 + PADDED)] = 0
+    return result
 
 
 def _reorder(data: np.ndarray, like: Volume) -> np.ndarray:
@@ -273,22 +281,3 @@ def to_sitk(data: np.ndarray) -> sitk.Image:
 def from_sitk(image: sitk.Image) -> np.ndarray:
     """Return an image as (X, Y, Z), C order; a copy, as a view would outlive the image."""
     return np.array(sitk.GetArrayViewFromImage(image).T, order="C")
-
-
-def to_lps(volume: Volume) -> sitk.Image:
-    """Return a volume as a SimpleITK image, whose millimetres are LPS: x to the Left, y to Posterior."""
-    affine = LPS_TO_RAS @ volume.affine
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetSpacing(volume.spacing_mm)
-    image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
-    return image
-
-
-def lps_affine(image: sitk.Image) -> np.ndarray:
-    """Return the affine, (4, 4) index -> RAS mm, of the first three axes of a SimpleITK image."""
-    size = image.GetDimension()
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (size, size))[:3, :3] * image.GetSpacing()[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
-    return LPS_TO_RAS @ affine

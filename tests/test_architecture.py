@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 60
 ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
-    | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity"},
+    | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity", "content", "lps"},
     {"image_io", "dicom_series", "image_errors", "header_geometry", "text_header", "study", "quiet", "lineage", "cost"}
     | {"records", "tfrecords", "record_match", "mined_records"},
     {"dataset", "draws", "model", "dense_steps", "dense_builder", "dense", "crf", "folding", "messages", "retries"},

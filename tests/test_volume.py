@@ -14,15 +14,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from femur_tf import log_odds
+from femur_tf.lps import lps_affine, to_lps
 from femur_tf.volume import (
     Volume,
     canonical,
     from_working,
-    lps_affine,
     mask_to_working,
     require_same_grid,
     spacings_agree,
-    to_lps,
     to_working,
     working_shape,
 )
