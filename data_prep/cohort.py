@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,8 @@ from femur_tf.volume import Volume, canonical, spacings_agree
 
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 _BORDERS = (("left", "right"), ("posterior", "anterior"), ("lower", "upper"))
+_CHANNEL = re.compile(r"_\d{4}$")
+"""What nnU-Net's images end in, and its masks do not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +102,11 @@ def pair(images: Path, masks: Path) -> Pairing:
     found, drawn = image_io.list_images(images), image_io.list_images(masks)
     both = sorted(found.keys() & drawn.keys())
     if not both:
+        channels = any(_CHANNEL.sub("", name) in drawn for name in found)
         raise DataError(
             f"{images}, {masks}: expected images and masks of the same file names. Received: {len(found)} images "
-            f"({_first(found)}), {len(drawn)} masks ({_first(drawn)}). Name each mask as its image."
+            f"({_first(found)}), {len(drawn)} masks ({_first(drawn)}). Name each mask as its image"
+            + (": leave out the channel at the end, such as _0000." if channels else ".")
         )
     broken = [name for name in both if not name.isprintable()]
     if broken:

@@ -216,6 +216,15 @@ def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
     assert isinstance(found, tuple) and "none.nii" in found[0].message
 
 
+def test_a_channel_at_the_end_of_the_images_names_is_named(tmp_path: Path) -> None:
+    _save(tmp_path / "images" / "hip_01_0000.nii", _image())
+    _save(tmp_path / "masks" / "hip_01.nii", _mask())
+    with pytest.raises(
+        ValueError, match=r"Name each mask as its image: leave out the channel at the end, such as _0000"
+    ):
+        pair(tmp_path / "images", tmp_path / "masks")
+
+
 def test_folders_without_a_common_name_are_refused(tmp_path: Path) -> None:
     _save(tmp_path / "images" / "a.nii", _image())
     _save(tmp_path / "masks" / "a_mask.nii", _mask())
