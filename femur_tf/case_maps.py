@@ -32,13 +32,6 @@ class CaseMap:
     raw: Volume
     """float16 on the working grid, not calibrated."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds."""
-        one = self.loaded
-        arrays = (self.raw.data, one.image.volume.data, one.reference, one.working.data, one.working_mask)
-        return sum(array.nbytes for array in arrays)
-
     def sample(self, settings: calibration.Calibration) -> recipe.Sample:
         """Return the calibrated map and the reference on the image's own grid."""
         map_ = Volume(calibration.apply(self.raw.data, settings), self.raw.affine)
@@ -58,8 +51,6 @@ def read(
     plan: study.Plan,
     case: study.Case,
     options: PredictConfig = predict.DEFAULT,
-    *,
-    held_bytes: int = 0,
 ) -> CaseMap:
     """Return a case with its map, computed once for a model and a working grid.
 
@@ -68,10 +59,9 @@ def read(
       plan: of the study.
       case: one of its cases.
       options: how the map is computed.
-      held_bytes: of other cases, meanwhile.
     """
     loaded = study.load_case(dataclasses.replace(plan, data=bundle.settings.data), case)
-    found = kept(bundle, loaded.working, bundle.folder / "maps", case.name, options, held_bytes=held_bytes)
+    found = kept(bundle, loaded.working, bundle.folder / "maps", case.name, options)
     return CaseMap(loaded, Volume(found, loaded.working.affine))
 
 
@@ -81,8 +71,6 @@ def kept(
     folder: Path,
     name: str,
     options: PredictConfig = predict.DEFAULT,
-    *,
-    held_bytes: int = 0,
 ) -> np.ndarray:
     """Return the map of a working grid, computed once: another network, grid or option has another file.
 
@@ -92,7 +80,6 @@ def kept(
       folder: of the maps that are kept.
       name: of the scan, for the file's name and what is said.
       options: how the map is computed.
-      held_bytes: of other cases, meanwhile.
 
     Returns:
       float16 in [0, 1], of the shape of `working`.
@@ -102,7 +89,7 @@ def kept(
     found = _read_map(path)
     if found is None:
         command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")
-        found = bundles.working_map(bundle, working, options, held_bytes=held_bytes).data
+        found = bundles.working_map(bundle, working, options).data
         with files.whole(path) as temporary:
             np.savez_compressed(temporary, map=found)
     return found
@@ -122,8 +109,15 @@ def _read_map(path: Path) -> np.ndarray | None:
 
 
 def raw_counts(maps: Iterable[CaseMap]) -> metrics.VoxelCounts:
-    """Return the voxels of all cases by the probability that is not calibrated: what a calibration is fitted to."""
-    return recipe.count_voxels([one.sample(calibration.NONE) for one in maps])
+    """Return the voxels of all cases by the probability that is not calibrated: what a calibration is fitted to.
+
+    Of maps that an iterator makes one is held at a time.
+    """
+    counts = metrics.VoxelCounts()
+    for one in maps:
+        recipe.count_voxels([one.sample(calibration.NONE)], counts)
+        del one  # before the next one is made
+    return counts
 
 
 def cohort(

@@ -6,7 +6,8 @@ none left: it takes over what a run of the same settings chose that was trained 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 
 from femur_tf import bundle as bundles
 from femur_tf import calibration, case_maps, command, config, files, recipe, study
@@ -22,7 +23,8 @@ repeated by `--epochs`; how often one is saved, nothing."""
 
 def choose(
     bundle: bundles.Bundle,
-    maps: Sequence[case_maps.CaseMap],
+    names: Sequence[str],
+    maps: Callable[[], Iterable[case_maps.CaseMap]],
     *,
     method: recipe.Method,
     specificity: float,
@@ -31,20 +33,22 @@ def choose(
 
     Args:
       bundle: the model, not calibrated.
-      maps: of the validation cases.
+      names: of the validation cases.
+      maps: makes their maps, one after the other, as often as it is asked. Of all cases at once no more is held than
+        the map and the reference on the scan's own grid, 5 bytes a voxel.
       method: how the ROC gives the cut-off.
       specificity: least specificity, for that method.
 
     Raises:
       DataError: the validation cases do not allow the choice asked for; the run has another network by now.
     """
-    names = tuple(one.loaded.case.name for one in maps)
     try:
-        fitted = calibration.fit(case_maps.raw_counts(maps))
-        choice = recipe.choose([one.sample(fitted) for one in maps], method=method, specificity=specificity)
+        fitted = calibration.fit(case_maps.raw_counts(maps()))
+        samples = list(map(operator.methodcaller("sample", fitted), maps()))
+        choice = recipe.choose(samples, method=method, specificity=specificity)
     except ValueError as error:
         raise DataError(f"{bundle.folder}: cut-off on {', '.join(names)}: {error}") from error
-    chosen = bundles.ChosenRecipe(choice.recipe, method, names, choice.auc, choice.raw_dice, choice.dice, fitted)
+    chosen = bundles.ChosenRecipe(choice.recipe, method, tuple(names), choice.auc, choice.raw_dice, choice.dice, fitted)
     _save(bundle, chosen)
     return chosen
 

@@ -27,6 +27,8 @@ from femur_tf.case_scores import CaseScore
 from femur_tf.errors import DataError, typed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from femur_tf.bundle import Bundle, ChosenRecipe
     from femur_tf.case_maps import CaseMap
 
@@ -186,12 +188,18 @@ def adopt(arguments: EvaluateArguments) -> None:
         choosing.save_cohort(bundle, plan, chosen, arguments.prediction)
 
 
-def _choose(bundle: Bundle, maps: list[CaseMap], arguments: EvaluateArguments) -> ChosenRecipe:
+def _choose(
+    bundle: Bundle, plan: study.Plan, cases: Sequence[study.Case], arguments: EvaluateArguments
+) -> ChosenRecipe:
     """Choose the recipe on validation cases."""
-    from femur_tf import choosing
+    from femur_tf import case_maps, choosing
+
+    def maps() -> Iterator[CaseMap]:
+        return (case_maps.read(bundle, plan, case, arguments.prediction) for case in cases)
 
     least = SPECIFICITY if arguments.specificity is None else arguments.specificity
-    return choosing.choose(bundle, maps, method=arguments.cutoff or "dice", specificity=least)
+    names = [case.name for case in cases]
+    return choosing.choose(bundle, names, maps, method=arguments.cutoff or "dice", specificity=least)
 
 
 def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
@@ -217,16 +225,9 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     machine.base_bytes()  # before the first scan is read
     chosen, judged = bundle.chosen, Judged()
     if arguments.part == "validation" or chosen is None:
-        maps: list[CaseMap] = []  # all of them choose
-        for case in cases:
-            held_bytes = sum(one.nbytes for one in maps)
-            maps.append(case_maps.read(bundle, plan, case, arguments.prediction, held_bytes=held_bytes))
-        chosen = _choose(bundle, maps, arguments)
-        while maps:  # none is held any more when the cohort is measured
-            judged.add(maps.pop(0), chosen)
-    else:
-        for case in cases:
-            judged.add(case_maps.read(bundle, plan, case, arguments.prediction), chosen)
+        chosen = _choose(bundle, plan, cases, arguments)
+    for case in cases:
+        judged.add(case_maps.read(bundle, plan, case, arguments.prediction), chosen)
     _show_steps(judged.after, chosen.recipe)
     folder = arguments.work / "reports" / arguments.run
     summary = {

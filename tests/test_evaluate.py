@@ -155,22 +155,23 @@ def test_a_recipe_is_not_saved_beside_another_network(work, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_test_cases_one_is_held_at_a_time(work, monkeypatch):
-    choose(work)
+@pytest.mark.parametrize(("part", "times"), [("test", 1), ("validation", 3)])
+def test_of_the_cases_none_is_held_while_the_next_one_is_computed(work, monkeypatch, part, times):
+    if part == "test":
+        choose(work)
     plan = study.read_plan(work)
-    more = [dataclasses.replace(case, name=f"{case.name}{n}") for case in plan.part("test") for n in "abc"]
+    more = [dataclasses.replace(case, name=f"{case.name}{n}") for case in plan.part(part) for n in "abc"]
     files.write_json(study.plan_path(work), config.to_dict(dataclasses.replace(plan, cases=(*plan.cases, *more))))
-    read, held, most = case_maps.read, [], 0
+    read, made = case_maps.read, []
 
     def watched(*arguments):
-        nonlocal most
-        most = max(most, sum(one() is not None for one in held))
-        held.append(weakref.ref(found := read(*arguments)))
+        assert not any(one() for one in made)
+        made.append(weakref.ref(found := read(*arguments)))
         return found
 
     monkeypatch.setattr(case_maps, "read", watched)
-    assert len(choose(work, part="test")) == len(held) == 4
-    assert most <= 1
+    assert len(choose(work, part=part, cohort=False)) == 4
+    assert len(made) == 4 * times
 
 
 @pytest.mark.slow
