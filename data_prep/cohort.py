@@ -126,12 +126,12 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:3]) or "none"
 
 
-def measure(files: Pair, label: int | None) -> Facts | tuple[Problem, ...]:
+def measure(files: Pair, label: Collection[int] | None) -> Facts | tuple[Problem, ...]:
     """Read a case and measure it, or say why it cannot be used.
 
     Args:
       files: the case.
-      label: the mask value that is femur; None: the one value besides 0.
+      label: the mask values that are femur; None: the one value besides 0.
 
     Returns:
       What was measured, or all problems found. A case is independent of the others, so this runs in parallel.

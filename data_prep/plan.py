@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from data_prep import cohort, fitted, sampling, split
-from data_prep.forecast import Forecast, check_disk, forecast, gigabytes
-from data_prep.suspicions import Suspicion, suspicions
+from data_prep import cohort, fitted, plan_report, split
+from data_prep.forecast import check_disk, forecast
+from data_prep.suspicions import suspicions
 from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError, typed
 from femur_tf.patch_config import Triple
@@ -41,8 +39,9 @@ class PlanArguments:
     test, from 2 to 12; 1 of fewer than six. 0 trains on all that are not for the test. Later plans keep the share."""
     spacing: str | None = None
     """Working spacing X,Y,Z in mm along right, anterior, superior; by default the cohort's median."""
-    label: int | None = None
-    """The mask value that is femur, where masks hold several; by default the one value that is not 0."""
+    label: str | None = None
+    """The mask values that are femur, separated by commas, where masks hold several, such as 1,2 for a left and a right
+    one; by default the one value that is not 0."""
     preset: Literal["paper", "default"] = "default"
     """Whose patch scales to plan."""
     scales_mm: str | None = None
@@ -83,12 +82,26 @@ def numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]
     return found
 
 
-def check(pairs: Sequence[cohort.Pair], *, label: int | None, processes: int) -> tuple[cohort.Facts, ...]:
+def labels(text: str | None) -> tuple[int, ...] | None:
+    """Return the mask values that `--label` lists; None where the user wrote none.
+
+    Raises:
+      DataError: other than whole numbers besides 0.
+    """
+    if text is None:
+        return None
+    found = numbers(text, "--label")
+    if not all(one.is_integer() and one for one in found):
+        raise DataError(f"--label: expected whole numbers besides 0, separated by commas. Received: {text!r}.")
+    return tuple(sorted({int(one) for one in found}))
+
+
+def check(pairs: Sequence[cohort.Pair], *, label: tuple[int, ...] | None, processes: int) -> tuple[cohort.Facts, ...]:
     """Measure every case of a cohort.
 
     Args:
       pairs: the cases.
-      label: the mask value that is femur; None: the one value besides 0.
+      label: the mask values that are femur; None: the one value besides 0.
       processes: cases read side by side; threads, because most of the time goes into decompression.
 
     Raises:
@@ -210,54 +223,6 @@ def _earlier(arguments: PlanArguments) -> study.Plan | None:
         raise DataError(f"{error} Pass --new-split to draw the split anew, without the earlier plan.") from error
 
 
-def warn_of_changes(earlier: study.Plan, plan: study.Plan) -> None:
-    """Name the settings that the earlier plan had otherwise: flags that are not repeated, edits of its file."""
-    old, new = ({"data": values["data"], "label": values["label"]} for values in map(config.to_dict, (earlier, plan)))
-    for name in sorted(config.differences(old, new)):
-        was, now = (functools.reduce(operator.getitem, name.split("."), values) for values in (old, new))
-        command.warn(f"{name}: {was} in the earlier plan, {now} now. Repeat its flag or edit the plan to keep it.")
-
-
-def show(plan: study.Plan, facts: Sequence[cohort.Facts], doubts: Mapping[str, Sequence[Suspicion]]) -> None:
-    """Print the table of the cases, and under it why a case is suspicious."""
-    rows = []
-    for planned, case in zip(plan.cases, facts, strict=True):
-        voxels, spacing = "x".join(map(str, case.shape)), cohort.millimetres(case.spacing_mm).removesuffix(" mm")
-        kinds = ", ".join(doubt.kind for doubt in doubts[case.name])
-        rows.append((case.name, planned.part, voxels, spacing, f"{case.femur_mm3 / 1000:.1f}", kinds))
-    header = ("case", "part", "voxels", "spacing mm", "femur cm3", "look at")
-    command.table("Cohort (axes: right, anterior, superior)", header, rows)
-    for name, found in doubts.items():
-        if found:
-            command.say(f"{name}: {'; '.join(doubt.message for doubt in found)}")
-
-
-def show_plan(plan: study.Plan, facts: Sequence[cohort.Facts], expected: Forecast, free_bytes: int) -> None:
-    """Print what the plan decides and what the records will take."""
-    patch, wanted = plan.data.patch, sampling.asked(plan.data.sampling)
-    parts = ", ".join(f"{len(plan.part(part))} {part}" for part in ("train", "validation", "test"))
-    resampled = sum(cohort.resampled(case, patch.spacing_mm) for case in facts)
-    if plan.data.sided:
-        command.say(
-            "The femur lies in the same half of every scan: patches are not mirrored, so that it is told from the one "
-            'on the other side. Where there is none, write "sided": false into plan.json.'
-        )
-    steps = ", ".join(f"{x}x{y}x{z}" for x, y, z in patch.steps)
-    command.say(f"Cases: {len(facts)} ({parts}); {resampled} will be resampled.")
-    command.say(f"Working spacing: {cohort.millimetres(patch.spacing_mm)}.")
-    command.say(f"Patches: {patch.size}x{patch.size}, {patch.channels} channels; a sample every {steps} voxels.")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in wanted.items())
-    command.say(
-        f"Examples: {expected.examples:,}; {plan.data.sampling.per_case:,} a case ({kinds}), none of test cases."
-    )
-    varied = plan.data.variation.copies - 1
-    command.say(f"A training case is its scan and {varied} varied {'copy' if varied == 1 else 'copies'} of it.")
-    command.say(
-        f"Records: {gigabytes(expected.patch_bytes)} on disk, about {max(1, round(expected.seconds / 60))} min "
-        f"(estimate); index-only {gigabytes(expected.index_bytes)}. Free: {gigabytes(free_bytes)}."
-    )
-
-
 def main(arguments: PlanArguments) -> None:
     """Check, plan, write `plan.json` and print one table."""
     path = study.plan_path(arguments.work)
@@ -267,26 +232,27 @@ def main(arguments: PlanArguments) -> None:
         raise DataError(f"--masks: expected another folder than that of the scans. Received: {arguments.masks}")
     if arguments.processes < 1:
         raise DataError(f"--processes: expected at least 1. Received: {arguments.processes}")
+    label = labels(arguments.label)
     pairing = cohort.pair(arguments.images, arguments.masks)
     for what, names in (("image without a mask", pairing.images_alone), ("mask without an image", pairing.masks_alone)):
         if names:
             command.warn(f"{what}, left out: {', '.join(names)}")
     before = _earlier(arguments)
     parts = parts_of(arguments, [case.name for case in pairing.pairs], before, config.SamplingConfig.seed)
-    facts = check(pairing.pairs, label=arguments.label, processes=arguments.processes)
+    facts = check(pairing.pairs, label=label, processes=arguments.processes)
     data = data_settings(arguments, facts, parts)
     cases = tuple(
         study.Case(case.name, str(case.image.absolute()), str(case.mask.absolute()), parts[case.name])
         for case in pairing.pairs
     )
-    plan = study.Plan(cases, data, arguments.label)
+    plan = study.Plan(cases, data, label)
     if before is not None:
-        warn_of_changes(before, plan)
+        plan_report.warn_of_changes(before, plan)
     expected = forecast(plan, facts)
     free_bytes = check_disk(arguments.work, expected)
     files.write_json(path, config.to_dict(plan))
-    show(plan, facts, suspicions(facts, data, {case.name: plan.volumes(case) for case in cases}))
-    show_plan(plan, facts, expected, free_bytes)
+    plan_report.show_cases(plan, facts, suspicions(facts, data, {case.name: plan.volumes(case) for case in cases}))
+    plan_report.show_plan(plan, facts, expected, free_bytes)
     command.say(f"Next: {typed('data_prep.write_records', arguments.work)}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import nibabel
@@ -192,19 +192,19 @@ def _volume(data: np.ndarray, affine: np.ndarray, path: Path) -> Volume:
     return volume
 
 
-def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
+def read_mask(path: Path, *, like: Image, label: Collection[int] | None) -> np.ndarray:
     """Read a mask drawn on an image.
 
     Args:
       path: a mask of any format that `read_image` reads.
       like: the image; the mask must lie on its grid.
-      label: the value that is femur; None: the one value besides 0.
+      label: the values that are femur, of which the mask may lack some; None: the one value besides 0.
 
     Returns:
       bool, on the image's grid; all false where the file holds only zeros.
 
     Raises:
-      DataError: unreadable, another grid, values that are not whole numbers, several labels or not the chosen one.
+      DataError: unreadable, another grid, values that are not whole numbers, several labels or none of the chosen ones.
     """
     volume = _read(path).volume  # on the image's grid, so that what is assumed of it is assumed of the image
     with named(f"{path}: not on the grid of {like.path}", ". Resample the mask to the image."):
@@ -216,16 +216,19 @@ def read_mask(path: Path, *, like: Image, label: int | None) -> np.ndarray:
     labels = [int(value) for value in np.unique(np.round(values)) if value != 0]
     if label is None and len(labels) > MOST_LABELS:
         raise bad_file(path, "a mask", f"{len(labels)} values", "Is it a scan, and scans and masks are exchanged?")
-    return np.round(volume.data) == _choose(path, labels, label) if labels else np.zeros(volume.shape, bool)
+    return np.isin(np.round(volume.data), _choose(path, labels, label)) if labels else np.zeros(volume.shape, bool)
 
 
-def _choose(path: Path, labels: list[int], label: int | None) -> int:
-    """Return the label that is femur, of those in the mask."""
+def _choose(path: Path, labels: list[int], label: Collection[int] | None) -> list[int]:
+    """Return the labels that are femur, of those in the mask."""
     if label is None and len(labels) > 1:
-        raise bad_file(path, "one label besides 0", listed(labels), "Pass --label N with the one that is femur.")
-    if label is not None and label not in labels:
-        raise bad_file(path, f"label {label}", f"labels {listed(labels)}", "Pass --label N with one of these.")
-    return labels[0] if label is None else label
+        what = "Pass --label N with the one that is femur, or --label N,M where several are."
+        raise bad_file(path, "one label besides 0", listed(labels), what)
+    chosen = [one for one in labels if label is None or one in label]
+    if not chosen:
+        expected = f"label {' or '.join(map(str, label or ()))}"
+        raise bad_file(path, expected, f"labels {listed(labels)}", "Pass --label N with one of these.")
+    return chosen
 
 
 def check_suffix(path: Path) -> str:

@@ -49,8 +49,8 @@ class Plan:
 
     cases: tuple[Case, ...]
     data: config.DataConfig
-    label: int | None = None
-    """The mask value that is femur; None: the one value besides 0."""
+    label: tuple[int, ...] | None = None
+    """The mask values that are femur, such as those of the left and of the right one; None: the one value besides 0."""
     format_version: int = FORMAT_VERSION
 
     def part(self, part: Part) -> tuple[Case, ...]:
@@ -110,6 +110,8 @@ def read_plan(work: Path) -> Plan:
     if not path.exists():
         raise DataError(f"{path}: expected a plan, found none. Run first: {typed('data_prep.plan', work, *FOLDERS)}")
     values = files.read_versioned(path, FORMAT_VERSION, "Make the plan again with this version of femur_tf.")
+    if isinstance(values.get("label"), int):  # of one label, as earlier plans have it
+        values["label"] = [values["label"]]
     plan = config.from_dict(Plan, values, str(path))
     found = collections.Counter(case.name for case in plan.cases)
     if leading := [name for name in found if not files.is_name(name)]:

@@ -220,10 +220,12 @@ def test_a_dicom_series_has_the_geometry_of_its_slices(tmp_path):
     [
         ([0, 1, 1], None, [False, True, True]),
         ([0, 7, 0], None, [False, True, False]),
-        ([0, 1, 2], 2, [False, False, True]),
+        ([0, 1, 2], (2,), [False, False, True]),
+        ([0, 1, 2], (1, 2), [False, True, True]),
+        ([0, 1, 3], (2, 3), [False, False, True]),  # one femur in the field of view
         ([5, 5, 5], None, [True, True, True]),
         ([0, 0, 0], None, [False, False, False]),  # an empty mask is for the caller to judge
-        ([0, 0, 0], 1, [False, False, False]),
+        ([0, 0, 0], (1,), [False, False, False]),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
@@ -239,7 +241,7 @@ def test_a_mask_is_one_label(tmp_path, values, label, expected, dtype):
 def test_a_label_that_a_scale_has_rounded_is_that_label(tmp_path, values):
     like = read_image(_save(tmp_path / "scan.nii", _data((2, 1, 1))))
     path = _save(tmp_path / "mask.nii.gz", np.reshape(values, (2, 1, 1)))
-    assert read_mask(path, like=like, label=round(values[1]))[:, 0, 0].tolist() == [False, True]
+    assert read_mask(path, like=like, label=(round(values[1]),))[:, 0, 0].tolist() == [False, True]
 
 
 def test_a_mask_that_nibabel_scales_is_read(tmp_path):
@@ -1075,9 +1077,10 @@ def test_a_mask_turned_like_another_axis_order_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "label", "message"),
     [
-        ([0, 1, 2], None, r"expected one label besides 0. Received: 1, 2. Pass --label N"),
-        ([0, 1, 2], 3, r"expected label 3. Received: labels 1, 2. Pass --label N"),
-        ([0, 1, 1], 0, r"expected label 0. Received: labels 1"),  # 0 is the background, never the femur
+        ([0, 1, 2], None, r"expected one label besides 0. Received: 1, 2. Pass --label N .* or --label N,M"),
+        ([0, 1, 2], (3,), r"expected label 3. Received: labels 1, 2. Pass --label N"),
+        ([0, 1, 2], (3, 4), r"expected label 3 or 4. Received: labels 1, 2. Pass --label N"),
+        ([0, 1, 1], (0,), r"expected label 0. Received: labels 1"),  # 0 is the background, never the femur
         ([0, 0.25, 1], None, r"expected whole numbers as labels. Received: 0\.25\. .*not a probability map"),
         (list(range(30)), None, r"Received: 1, 2, .*, 10, and more\. Pass"),
         (list(range(102)), None, r"expected a mask\. Received: 101 values\. Is it a scan, and scans and masks are"),
@@ -1093,7 +1096,7 @@ def test_a_mask_with_other_values_is_refused(tmp_path, values, label, message):
 def test_a_chosen_label_may_be_one_of_very_many(tmp_path):
     like = read_image(_save(tmp_path / "scan.nii", _data((118, 1, 1))))
     path = _save(tmp_path / "mask.nii", np.arange(118, dtype=np.uint8).reshape(-1, 1, 1))
-    assert read_mask(path, like=like, label=75).sum() == 1
+    assert read_mask(path, like=like, label=(75,)).sum() == 1
 
 
 @pytest.mark.parametrize("name", ["out.png", "out", "out.nhdr", "out.mhd", "out.nii.bz2"])

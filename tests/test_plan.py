@@ -74,9 +74,9 @@ def test_a_plan_names_each_case_with_its_files_and_part(cohort: Path) -> None:
 
 
 def test_flags_reach_the_plan(cohort: Path) -> None:
-    plan = _plan(cohort, spacing="2,1.5,2", scales_mm="0,4,8", validation=1, label=1)
+    plan = _plan(cohort, spacing="2,1.5,2", scales_mm="0,4,8", validation=1, label="1")
     assert (plan.data.patch.spacing_mm, plan.data.patch.scales_mm) == ((2.0, 1.5, 2.0), (0.0, 4.0, 8.0))
-    assert (len(plan.part("validation")), plan.label) == (1, 1)
+    assert (len(plan.part("validation")), plan.label) == (1, (1,))
 
 
 @pytest.mark.parametrize("n4", [False, True])
@@ -355,6 +355,33 @@ def test_other_mask_values_are_refused_with_the_flag_to_use(cohort: Path) -> Non
     nibabel.save(nibabel.Nifti1Image(data, mask.affine), cohort / "masks/hip_01.nii")
     with pytest.raises(DataError, match=r"hip_01: .*--label"):
         _plan(cohort, overwrite=True)
+
+
+def test_several_mask_values_are_one_femur(cohort: Path) -> None:
+    one = _plan(cohort)
+    for path in (cohort / "masks").iterdir():
+        mask = nibabel.load(path)
+        data = np.asarray(mask.dataobj).copy()
+        data[10:] *= 2  # left and right
+        nibabel.save(nibabel.Nifti1Image(data, mask.affine), path)
+    plan = _plan(cohort, label="2,1", overwrite=True)
+    assert plan.label == (1, 2)
+    first = study.load_case(plan, plan.cases[0])
+    assert first.reference[:10].any() and first.reference[10:].any()
+    assert dataclasses.replace(plan, label=None) == one
+
+
+@pytest.mark.parametrize("label", ["1.5", "0,1", "left"])
+def test_labels_that_are_none_are_refused(cohort: Path, label: str) -> None:
+    with pytest.raises(DataError, match=r"--label: expected .*numbers.* separated by commas.* Received: "):
+        _plan(cohort, label=label)
+
+
+def test_a_plan_of_earlier_with_one_label_is_read(cohort: Path) -> None:
+    plan = _plan(cohort, label="1")
+    path = study.plan_path(cohort / "work")
+    files.write_json(path, files.read_json(path) | {"label": 1})
+    assert study.read_plan(cohort / "work") == plan
 
 
 def test_an_existing_plan_is_kept_without_overwrite(cohort: Path) -> None:
