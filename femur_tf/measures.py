@@ -53,8 +53,8 @@ def profile(probability: Volume, mask: np.ndarray, working: Volume, cutoff: floa
     if mask.shape != probability.shape or mask.dtype != np.bool_:
         raise ValueError(f"expected a bool mask {probability.shape}. Received: {mask.dtype} {mask.shape}")
     upright = canonical(Volume(mask, probability.affine))
-    measures = _of_mask(upright) | _of_doubt(canonical(probability).data, upright.data, cutoff)
     bone = mask_to_working(mask, probability.affine, working)
+    measures = _of_mask(upright, bone) | _of_doubt(canonical(probability).data, upright.data, cutoff)
     grey = working.data
     samples = {
         "grey": grey[grey >= BODY_GREY],
@@ -64,8 +64,8 @@ def profile(probability: Volume, mask: np.ndarray, working: Volume, cutoff: floa
     return Profile(measures, {name: _quantiles(sample) for name, sample in samples.items()})
 
 
-def _of_mask(mask: Volume) -> dict[str, float]:
-    """Measure a mask on canonical axes."""
+def _of_mask(mask: Volume, bone: np.ndarray) -> dict[str, float]:
+    """Measure a mask on canonical axes, and the same on the working grid."""
     spacing_mm, data = np.array(mask.spacing_mm), mask.data
     box = metrics.bounding_box(data)
     inner = data[box]
@@ -78,6 +78,7 @@ def _of_mask(mask: Volume) -> dict[str, float]:
         "volume_mm3": float(inner.sum() * np.prod(spacing_mm)),
         "parts": float(postprocess.count_parts(inner)) if inner.size else 0.0,
         "smaller_side": float(sides.min() / sides.max()) if sides.any() else math.nan,
+        "left_half": _left_half(bone),
     }
     result |= {f"extent_{axis}_mm": float(value) for axis, value in zip(AXES, extent, strict=True)}
     result |= {f"balance_{axis}": float(value) for axis, value in zip(AXES[1:], balance[1:], strict=True)}
@@ -85,6 +86,13 @@ def _of_mask(mask: Volume) -> dict[str, float]:
         for border, index in zip(pair, (0, -1), strict=True):
             result[f"cut_{border}_mm2"] = float(data.take(index, axis).sum() * faces_mm2[axis])
     return result
+
+
+def _left_half(bone: np.ndarray) -> float:
+    """Return which share of a mask on the working grid, which has no padding, lies in the patient's left half of it."""
+    along = bone.sum(axis=(1, 2))  # from left to right
+    left = along[: along.size // 2].sum() + along[along.size // 2] / 2 * (along.size % 2)  # half of a middle plane
+    return float(left / along.sum()) if along.any() else math.nan
 
 
 def _of_doubt(probability: np.ndarray, mask: np.ndarray, cutoff: float) -> dict[str, float]:

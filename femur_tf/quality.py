@@ -45,12 +45,15 @@ class Measure:
     """What it is multiplied by to have `unit`."""
     least_spread: float = 0.05
     """A spread counts at least this share of the cohort's median: a small cohort hides its own."""
+    least: float = 0.0
+    """And at least this much, for a measure whose median may be 0."""
 
 
 MEASURES: dict[str, Measure] = {
     "volume_mm3": Measure("volume", "both", "cm3", 1e-3),
     "parts": Measure("number of parts", "both", least_spread=0),
     "smaller_side": Measure("smaller femur as a share of the larger", "low"),
+    "left_half": Measure("share that lies in the left half of the scan", "both", least_spread=0, least=0.2),
     **{f"extent_{axis}_mm": Measure(f"extent towards {axis}", "both", "mm") for axis in AXES},
     **{f"balance_{axis}": Measure(f"centre along its extent towards {axis}", "both") for axis in AXES[1:]},
     **{
@@ -169,7 +172,7 @@ def _limits(values: np.ndarray, measure: Measure) -> Limits | None:
     known = values[np.isfinite(values)]
     if not known.size:
         return None
-    spread = max(float(known.max() - known.min()), measure.least_spread * float(np.median(known)))
+    spread = max(float(known.max() - known.min()), measure.least_spread * float(np.median(known)), measure.least)
     margin = MARGIN * max(1.0, ENOUGH / known.size) * spread
     return Limits(max(0.0, float(known.min()) - margin), float(known.max()) + margin)
 

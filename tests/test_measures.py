@@ -51,6 +51,20 @@ def test_a_box_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("length", "side", "share"),
+    [(10, (0, 5), 1), (10, (5, 10), 0), (10, (4, 8), 0.25), (11, (3, 8), 0.5), (11, (5, 6), 0.5), (11, (6, 9), 0)],
+)
+def test_which_half_of_the_scan_holds_the_mask(length, side, share):
+    case = boxed((length, 8, 6), side, (3, 5), (1, 4))
+    assert measured(*case)["left_half"] == share
+    map_, mask, working = case
+    flipped = np.diag([-SPACING_MM[0], *SPACING_MM[1:], 1.0])  # the file runs from right to left
+    assert measured(Volume(map_.data[::-1], flipped), mask[::-1], canonical(Volume(working.data[::-1], flipped)))[
+        "left_half"
+    ] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
     ("sides", "border", "area_mm2"),
     [
         (((0, 2), (3, 5), (1, 4)), "left", 6.0),  # 2 x 3 voxels, 2 mm by 0.5 mm each, is 6
@@ -145,7 +159,7 @@ def test_an_empty_mask_has_a_volume_of_zero_and_nothing_else_defined():
     map_, mask, grey = boxed((10, 8, 6), (2, 6), (3, 5), (1, 4))
     found = measures.profile(map_, np.zeros_like(mask), grey, CUTOFF)
     assert (found.measures["volume_mm3"], found.measures["parts"]) == (0, 0)
-    for name in (*measures.DOUBTS, "smaller_side", "balance_superior"):
+    for name in (*measures.DOUBTS, "smaller_side", "left_half", "balance_superior"):
         assert math.isnan(found.measures[name])
     assert found.quantiles["bone"] == ()
 

@@ -41,6 +41,14 @@ def test_limits_lie_a_spread_beyond_the_cases():
     assert cohort().limits["volume_mm3"] == Limits(70_000, 130_000)
 
 
+@pytest.mark.parametrize("side", [0.0, 1.0])
+def test_a_femur_on_the_side_that_none_of_the_cohort_has_is_a_reason(side):
+    usual = cohort(left_half=side)
+    assert not quality.judge(profile(left_half=abs(side - 0.1)), usual).flagged  # a leak across the middle
+    (reason,) = quality.judge(profile(left_half=1 - side), usual).reasons
+    assert reason.startswith("share that lies in the left half of the scan: ")
+
+
 def test_a_spread_has_a_least_value_for_each_measure():
     limits = cohort().limits
     assert limits["certainty"] == Limits(0.475, 0.525)  # 5 % of 0.5
