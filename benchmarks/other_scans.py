@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 MARGIN_MM = 30.0
 """Around the femur, of a narrow field of view."""
 ORGAN_SHARE = 0.005
+"""Of the voxels, in the ball of a bright organ: as many as the upper percentile leaves out of a whole scan, and several
+times as many as it leaves out of the foreground."""
 AIR = 0.05
+"""Share of a bright grey (`Scan.bright`) below which a voxel is taken for air."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,11 +153,15 @@ def announce_resampling(job: Job, scan: Prepared, spacing_mm: tuple[float, float
     if volume.spacings_agree(own, spacing_mm):
         return
     text = " x ".join(f"{s:.3g}" for s in own) + " mm is resampled to " + " x ".join(f"{s:.3g}" for s in spacing_mm)
-    ratios = [max(a / b, b / a) for a, b in zip(own, spacing_mm, strict=True)]
-    if max(ratios) > SPACING_RATIO:
+    if any(_far_above(a, b) or _far_above(b, a) for a, b in zip(own, spacing_mm, strict=True)):
         command.warn(f"{job.image}: spacing {text} mm, far from what the model was trained on. Check the mask.")
     else:
         command.say(f"{job.name}: spacing {text} mm")
+
+
+def _far_above(one_mm: float, other_mm: float) -> bool:
+    """Tell whether a spacing is so much coarser than another that a mask is in doubt."""
+    return one_mm > SPACING_RATIO * other_mm
 
 
 def _coarse(scan: Prepared) -> tuple[str, ...]:
@@ -166,7 +170,7 @@ def _coarse(scan: Prepared) -> tuple[str, ...]:
     return tuple(
         f"voxels towards {axis}: {own_mm:.3g} mm, the model's are {model_mm:.3g} mm"
         for axis, own_mm, model_mm in zip(("right", "anterior", "superior"), own, wanted_mm, strict=True)
-        if own_mm > SPACING_RATIO * model_mm
+        if _far_above(own_mm, model_mm)
     )
 
 
