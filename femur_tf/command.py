@@ -8,6 +8,7 @@ error is shown as one message with exit status 2; `--debug` shows the traceback.
 from __future__ import annotations
 
 import operator
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,7 @@ Work = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORK", help=
 """The first argument of every command that works on a study."""
 
 # A file or a pipe has no width of its own; 120 columns hold the widest table.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout and sys.stdout.isatty() else 120)  # it may be closed
 _errors = Console(stderr=True)
 LOG_S = 60.0
 """From one line of progress to the next, where the output is a file or a pipe."""
@@ -66,6 +67,8 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, g
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"], prog=_typed_as(verb))
+    # Containers and batch systems end what they run so; the first process of a container would not end at all.
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         status = function(parsed)
     except (DataError, OSError) as error:
@@ -73,15 +76,26 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, g
             raise
         fail(str(error))
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not getattr(parsed, "overwrite", False):
             fail("Interrupted. Run the same command again to go on.")
         elif goes_on:
             fail("Interrupted. Run the same command again, without --overwrite, to go on; with it, it starts anew.")
         else:
             fail("Interrupted. Run the same command again.")
-        status = 130
+        status = 128 + (signal.SIGTERM if isinstance(interrupt, _Ended) else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(status or 0)
+
+
+class _Ended(KeyboardInterrupt):
+    """What ends a command that the system asks to end."""
+
+
+def _end(*_: object) -> None:
+    """End as by Ctrl-C: what was done is told, nothing half written stays, and a run goes on later."""
+    raise _Ended
 
 
 def fail(message: str) -> None:

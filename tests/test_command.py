@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -94,6 +95,29 @@ def test_an_interrupt_says_how_to_go_on(run):
     status, _, err = run(raiser(KeyboardInterrupt()))
     assert status == 130
     assert "Run the same command again" in err
+
+
+ORDERLY = """
+import dataclasses, time
+from femur_tf import command
+def work(_):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("in order", flush=True)
+command.run(work, dataclasses.make_dataclass("Nothing", []))
+"""
+
+
+def test_what_the_system_ends_ends_in_order():
+    command_line = [sys.executable, "-c", ORDERLY]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.terminate()
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, out) == (128 + signal.SIGTERM, b"in order\n")
+    assert b"Interrupted. Run the same command again to go on." in err
 
 
 @pytest.mark.parametrize(

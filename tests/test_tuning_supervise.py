@@ -123,23 +123,3 @@ def test_a_process_ends_with_its_supervisor():
     child = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE)
     child.stdin.close()
     assert child.wait(30) == supervise.ORPHANED
-
-
-ORDERLY = """
-import time
-from tuning import supervise
-supervise.end_in_order()
-try:
-    print("ready", flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_its_supervisor_ends_is_interrupted():
-    child = subprocess.Popen([sys.executable, "-c", ORDERLY], stdout=subprocess.PIPE)
-    assert child.stdout.readline() == b"ready\n"
-    child.terminate()
-    assert child.communicate(timeout=30)[0] == b"interrupted\n"

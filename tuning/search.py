@@ -253,7 +253,6 @@ def main(arguments: SearchArguments) -> int:
     folder = arguments.wanted.folder
     if supervise.is_supervised():
         supervise.end_with_supervisor()
-        supervise.end_in_order()
     if arguments.role == "worker":
         return join(arguments)
     if supervise.is_supervised():

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -57,15 +56,6 @@ def end_with_supervisor() -> None:
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def end_in_order() -> None:
-    """End as by Ctrl-C when the supervisor asks for it, so that a trial under way is not counted as dead."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def ended_path(folder: Path) -> Path:
