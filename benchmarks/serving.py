@@ -29,7 +29,20 @@ from typing import Any
 
 import numpy as np
 
-from femur_tf import client, command, image_io, jobs, messages, phantom, quiet, scans, segment, wire, wire_rest
+from femur_tf import (
+    client,
+    command,
+    image_io,
+    image_names,
+    jobs,
+    messages,
+    phantom,
+    quiet,
+    scans,
+    segment,
+    wire,
+    wire_rest,
+)
 from femur_tf.errors import DataError, typed
 
 MILLION = 1e6
@@ -79,14 +92,14 @@ class Bench:
 
     def in_process(self, scan: Path) -> jobs.Job:
         """Segment a scan as `femur_tf.segment` does."""
-        job = self.job(scan, f"{image_io.case_name(scan)}_segment")
+        job = self.job(scan, f"{image_names.case_name(scan)}_segment")
         arguments = segment.SegmentArguments(scan, job.mask, self.bundle.folder)
         segment.segment(job, scans.prepare(job, self.bundle.settings.data), self.bundle, arguments)
         return job
 
     def served(self, scan: Path) -> jobs.Job:
         """Segment a scan as `femur_tf.client` does, its first contact with the server included."""
-        job = self.job(scan, f"{image_io.case_name(scan)}_client")
+        job = self.job(scan, f"{image_names.case_name(scan)}_client")
         with client.connected(self.settings) as (connection, model):
             arguments = client.ClientArguments(scan, job.mask, self.settings)
             client.Client(connection, model, arguments).segment(job)
@@ -97,7 +110,7 @@ def write_scans(arguments: ServingArguments, folder: Path) -> list[Path]:
     """Write the phantoms; return the real scans, then the phantoms."""
     found = []
     if arguments.data:
-        found = list(image_io.list_images(arguments.data / "images").values())[: arguments.real]
+        found = list(image_names.list_images(arguments.data / "images").values())[: arguments.real]
     for number in range(arguments.phantoms):
         made = phantom.make(np.random.default_rng([6, number]))
         found.append(folder / f"phantom_{number}.nii")
@@ -145,7 +158,7 @@ def compare(bench: Bench, cases: list[Path]) -> dict[str, Any]:
         ulp = max(ulp, float(np.abs(maps[0] - maps[1]).max()) / STEP)
         mine, theirs = (image_io.read_image(path).volume.data for path in (one.mask, other.mask))
         if not np.array_equal(mine, theirs):
-            unequal.append(f"{image_io.case_name(scan)}: {int((mine != theirs).sum())} voxels")
+            unequal.append(f"{image_names.case_name(scan)}: {int((mine != theirs).sum())} voxels")
     return {"masks_equal": not unequal, "unequal": unequal, "cases": len(cases), "maps_ulp": round(ulp, 2)}
 
 

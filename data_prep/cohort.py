@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from femur_tf import image_io, intensity, postprocess, volume
+from femur_tf import image_io, image_names, intensity, postprocess, volume
 from femur_tf.config import NormalisationConfig
 from femur_tf.errors import DataError
 from femur_tf.patch_config import Triple
@@ -97,9 +97,9 @@ def pair(images: Path, masks: Path) -> Pairing:
     """Pair the images of one folder with the masks of another by file name.
 
     Raises:
-      FileNotFoundError, DataError: a folder that `image_io.list_images` refuses, or no pair at all.
+      FileNotFoundError, DataError: a folder that `image_names.list_images` refuses, or no pair at all.
     """
-    found, drawn = image_io.list_images(images), image_io.list_images(masks)
+    found, drawn = image_names.list_images(images), image_names.list_images(masks)
     both = sorted(found.keys() & drawn.keys())
     if not both:
         channels = any(_CHANNEL.sub("", name) in drawn for name in found)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from femur_tf import image_io
+from femur_tf import image_names
 from femur_tf.errors import DataError
 from femur_tf.study import Part
 
@@ -43,7 +43,7 @@ def _named(text: str, names: Sequence[str]) -> str:
     """Return the case that `text` means."""
     if text in names:
         return text
-    if (name := image_io.case_name(Path(text))) in names:  # the name of its file
+    if (name := image_names.case_name(Path(text))) in names:  # the name of its file
         return name
     ends = {name: re.search(r"\d+$", name) for name in names}
     found = [name for name, end in ends.items() if end and text.isdecimal() and int(end[0]) == int(text)]

@@ -20,6 +20,7 @@ import keras
 from femur_tf import calibration, config, files, folding, predict, quality, volume
 from femur_tf import model as networks
 from femur_tf.errors import DataError
+from femur_tf.origin import Origin
 
 MODEL, CONFIG, RECIPE, COHORT = "model.keras", "config.json", "recipe.json", "cohort.json"
 EXTRA = "assets.extra"
@@ -93,6 +94,19 @@ class Bundle:
         for weight in self.model.get_weights():
             found.update(weight.tobytes())
         return found.hexdigest()
+
+    @property
+    def origin(self) -> Origin:
+        """What masks of the model say of their making.
+
+        Raises:
+          DataError: no recipe has been chosen.
+        """
+        made_with = self.digest + json.dumps(config.to_dict(self.recipe), sort_keys=True)
+        place, version = self.folder.resolve(), ""
+        if place.name == EXTRA:
+            place, version = place.parents[1], place.parent.name
+        return Origin(place.name, version, hashlib.sha256(made_with.encode()).hexdigest())
 
 
 def versions(folder: Path) -> list[Path]:

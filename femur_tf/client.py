@@ -20,9 +20,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from femur_tf import command, config, jobs, quality, scans, served, tiles, wire
+from femur_tf import command, config, jobs, mask_report, quality, scans, served, tiles, wire
 from femur_tf.errors import DataError, WriteError
 from femur_tf.jobs import Job
+from femur_tf.origin import Origin
+from femur_tf.retries import UNAVAILABLE, ServerError
+
+GONE = (UNAVAILABLE, "DEADLINE_EXCEEDED")
+"""What a server that has gone answers; after one scan of a folder the server is asked whether it is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ClientArguments:
 
     Example: python -m femur_tf.client scan.nii.gz mask.nii.gz --server localhost:8500
 
-    The mask equals that of femur_tf.segment, on the scan's own grid. Of a folder of scans every one is segmented;
+    The mask is that of femur_tf.segment, on the scan's own grid. Of a folder of scans every one is segmented;
     those whose mask exists are passed over, so that an interrupted run goes on. Research use, not diagnosis.
     """
 
@@ -46,6 +51,10 @@ class ClientArguments:
     """Label the patient's left femur 1 and the right one 2, instead of both 1."""
     overwrite: bool = False
     """Replace masks that exist."""
+    report: Path | None = None
+    """Also write what is known of each mask (volume, doubt, reasons to look at it) to a JSON file."""
+    strict: bool = False
+    """Exit with status 3 where there is a reason to look at a mask; of masks passed over, the --report tells."""
     concurrency: int = 1
     """Scans of a folder that the server has at once; one more is being prepared."""
 
@@ -139,9 +148,11 @@ class Client:
         arguments: ClientArguments,
         advance: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._connection, self._data, self._arguments, self._advance = connection, model.config, arguments, advance
-        self._recipe = read_recipe(model, connection.place)
-        self._cohort = read_cohort(model, connection.place)
+        self._connection, self._data, self._advance = connection, model.config.data, advance
+        self._concurrency = arguments.concurrency
+        recipe, cohort = read_recipe(model, connection.place), read_cohort(model, connection.place)
+        origin = Origin(model.name, connection.version, model.digest)
+        self.finishing = scans.Finishing(recipe, origin, arguments.sides, cohort, arguments.report)
         self._in_flight = threading.Semaphore(arguments.concurrency)
 
     def segment(self, job: Job) -> scans.Result:
@@ -156,15 +167,14 @@ class Client:
         with self._in_flight:
             start = time.perf_counter()
             found = probability_map(self._connection, scan.working.data, rule, self._advance)
-        sides = self._arguments.sides
-        return scans.finish(job, scan, found, self._recipe, sides=sides, start=start, cohort=self._cohort)
+        return scans.finish(job, scan, found, self.finishing, start=start)
 
     def segment_all(self, todo: Sequence[Job]) -> Iterator[tuple[Job, concurrent.futures.Future[scans.Result]]]:
         """Yield each scan with its result, in their order; one scan more than are in flight is being prepared.
 
         Where the caller stops early, what has not begun is left out and what waits for the server is cut off.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(self._arguments.concurrency + 1)
+        pool = concurrent.futures.ThreadPoolExecutor(self._concurrency + 1)
         done = False
         try:
             waiting = collections.deque((job, pool.submit(self.segment, job)) for job in todo)
@@ -195,9 +205,11 @@ def _segment(todo: jobs.Todo, arguments: ClientArguments, results: list[scans.Re
     failed = 0
     with connected(arguments.connection) as (connection, model), command.progress(percent=True) as display:
         command.say(connection.place)
-        quality.require_cohort(connection.place, read_cohort(model, connection.place))
+        quality.require_cohort(connection.place, read_cohort(model, connection.place), strict=arguments.strict)
         task = display.add_task("scans", total=float(len(todo.jobs)))
         client = Client(connection, model, arguments, lambda share: display.advance(task, share))
+        command.say(f"Model: {client.finishing.origin.text}")
+        jobs.warn_of_others(todo.passed, client.finishing.origin)
         for job, future in client.segment_all(todo.jobs):
             try:
                 results.append(future.result())
@@ -205,22 +217,25 @@ def _segment(todo: jobs.Todo, arguments: ClientArguments, results: list[scans.Re
                 if not todo.is_folder or isinstance(error, WriteError):
                     raise
                 command.fail(f"{job.name}: {error}")
+                mask_report.add_failure(arguments.report, job, error)
                 failed += 1
+                if isinstance(error, ServerError) and error.code in GONE:
+                    connection.describe()  # raises where the server is gone for good: each scan would wait as long
     return failed
 
 
 def main(arguments: ClientArguments) -> int:
-    """Segment, and print one table; 2 where a scan of a folder could not be segmented."""
+    """Segment, and print one table; 2 where a scan of a folder could not be segmented, 3 with --strict for a doubt."""
     if arguments.concurrency < 1:
         raise DataError(f"--concurrency: expected at least 1 scan. Received: {arguments.concurrency}")
-    todo = jobs.todo(arguments)
-    if not todo.jobs:
-        return 0
+    todo = jobs.todo(arguments, arguments.report)
+    earlier = mask_report.flagged(arguments.report, todo.passed, strict=arguments.strict)
     results: list[scans.Result] = []
     try:
-        return 2 if _segment(todo, arguments, results) else 0
+        failed = _segment(todo, arguments, results) if todo.jobs else 0
     finally:  # what was done is told, too, where an interrupt or a full disk ends the rest
         scans.show(results)
+    return scans.status(results, failed=failed, strict=arguments.strict, earlier=earlier)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ class PredictConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the convolutions; bfloat16 is about twice as fast where the processor has it, and coarser."""
     max_memory: int = 2000
-    """Peak resident memory of the process, in MB (10^6 bytes)."""
+    """Peak resident memory of the process, in MB (10^6 bytes); less where the machine or the container has less."""
     fast: bool = False
     """Evaluate every eighth voxel or so first, then only where these leave doubt; the rest keeps the first values."""
     body_only: bool = False

@@ -61,7 +61,7 @@ class EvaluateArguments:
     """A run of the same settings, made with validation cases, whose cut-off, steps and calibration are taken over; in a
     study without validation cases."""
     max_memory: int = config.PredictConfig.max_memory
-    """Peak resident memory while a map is computed, in MB (10^6 bytes)."""
+    """Peak resident memory while a map is computed, in MB (10^6 bytes); less where the machine has less."""
 
     @property
     def prediction(self) -> config.PredictConfig:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +27,11 @@ def whole(path: Path) -> Iterator[Path]:
 
     The temporary name keeps all suffixes of `path`, because image writers choose the
     format by them; the last one in lower case, as not all know it in capitals. The
-    parent folder is made. An existing file is replaced; an existing folder too.
+    parent folder is made. An existing file is replaced; an existing folder too. The name
+    is drawn: in containers every command has the same process number.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.stem}{path.suffix.lower()}")
-    remove(temporary)
+    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{path.stem}{path.suffix.lower()}")
     try:
         yield temporary
         if path.is_dir():

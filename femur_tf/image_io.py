@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import nibabel
@@ -22,14 +22,10 @@ from nibabel import filebasedimages, openers
 from femur_tf import command, dicom_series, files, header_geometry, intensity, text_header
 from femur_tf.errors import WriteError
 from femur_tf.image_errors import bad_file, library, listed, named
+from femur_tf.image_names import META, NIFTI, READABLE, check_suffix, image_suffix
 from femur_tf.lps import lps_affine, to_lps
 from femur_tf.volume import Volume, require_same_grid
 
-NIFTI = (".nii", ".nii.gz")
-META = (".mha", ".mhd")
-READABLE = (*NIFTI, ".nrrd", ".nhdr", *META)
-WRITABLE = (*NIFTI, ".nrrd", ".mha")
-"""Formats of one file; `.nhdr` and `.mhd` keep their voxels in a second one, which cannot be renamed with it."""
 MOST_LABELS = 100
 """Of a mask of which no label is chosen; scans have more."""
 LABEL_TOLERANCE = 1e-5
@@ -46,63 +42,6 @@ class Image:
     """The header of a NIfTI file, which results keep; None for other formats."""
     doubt: str | None = None
     """What the file leaves open of its geometry, and what is assumed; None where it leaves nothing open."""
-
-
-def image_suffix(path: Path) -> str | None:
-    """Return the suffix in lower case by which an image file is known, `.nii.gz` whole; None for another file."""
-    return next((suffix for suffix in READABLE if path.name.lower().endswith(suffix)), None)
-
-
-def case_name(path: Path) -> str:
-    """Return a case's name: its file's name without the image suffix, or its folder's name."""
-    path = path if path.name not in ("", "..") else path.resolve()
-    return path.name[: len(path.name) - len(image_suffix(path) or "")]
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """List the cases in a folder: image files and subfolders of DICOM files; say what else is in it.
-
-    Returns:
-      Case name -> path, sorted by name; empty where the folder has no image.
-
-    Raises:
-      DataError: not a folder, or two images of one case name.
-    """
-    if not folder.is_dir():
-        raise bad_file(
-            folder, "a folder of images", "a file" if folder.exists() else "nothing there", "Check the path."
-        )
-    cases: dict[str, Path] = {}
-    passed = []
-    for path in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
-        if not _is_case(path):
-            passed.append(path)
-            continue
-        other = cases.setdefault(case_name(path), path)
-        if other != path:
-            raise bad_file(path, "one image a case", f"{other.name} has the same case name", "Remove or rename one.")
-    beside = {name.partition(".")[0] for name in cases}  # a case's second file, notes on it
-    _tell_passed(folder, [path for path in passed if path.name.partition(".")[0] not in {*beside, "DICOMDIR"}])
-    return dict(sorted(cases.items()))
-
-
-def _is_case(path: Path) -> bool:
-    """Tell whether an entry of a folder is an image file or a folder of DICOM files; warn of a folder that hides it."""
-    try:
-        return (path.is_file() and image_suffix(path) is not None) or dicom_series.is_series(path)
-    except OSError as error:
-        command.warn(f"{path}: expected a folder that can be read. Received: {error.strerror}. It is passed over.")
-        return False
-
-
-def _tell_passed(folder: Path, passed: Sequence[Path]) -> None:
-    """Say which entries of a folder are no cases; warn where DICOM files lie deeper in one."""
-    if passed:
-        names = listed([path.name for path in passed], 3)
-        command.say(f"{folder}: {len(passed)} passed over, neither an image nor a folder of DICOM slices: {names}")
-    deeper = next(filter(None, map(dicom_series.below, passed)), None)
-    if deeper:
-        command.warn(f"{folder}: DICOM files in {deeper} are passed over. Hand in the folder that holds the slices.")
 
 
 def read_image(path: Path) -> Image:
@@ -231,33 +170,35 @@ def _choose(path: Path, labels: list[int], label: Collection[int] | None) -> lis
     return chosen
 
 
-def check_suffix(path: Path) -> str:
-    """Return the suffix of a file to write; raise a `DataError` where no writable format is known by it."""
-    suffix = image_suffix(path)
-    if suffix not in WRITABLE:
-        raise bad_file(path, f"a name that ends in {', '.join(WRITABLE)}", path.name, "Choose another name.")
-    return suffix
+def read_made_by(path: Path) -> str:
+    """Return what a NIfTI file that `write_image` has written says of its making; "" where it says nothing."""
+    try:
+        found = nibabel.load(path).header["descrip"]
+    except (OSError, KeyError, IndexError, filebasedimages.ImageFileError):
+        return ""
+    return bytes(found.item()).decode("ascii", "replace")
 
 
-def write_image(path: Path, data: np.ndarray, *, like: Image) -> None:
+def write_image(path: Path, data: np.ndarray, *, like: Image, made_by: str = "") -> None:
     """Write an array on the grid of an image, whole or not at all.
 
     Args:
       path: its suffix chooses the format: .nii, .nii.gz, .nrrd or .mha.
       data: on the image's grid; floats are stored as float32, bool and integers in 0..255 as uint8, others as they are.
       like: the image; NIfTI to NIfTI keeps its header.
+      made_by: what made it, for the header (`descrip`; in NRRD and MetaImage a field `made_by`), up to 79 characters.
 
     Raises:
       ValueError: `data` has another shape than the image.
       DataError: another suffix.
       WriteError: the writer failed.
     """
-    with written(path, data, like=like):
+    with written(path, data, like=like, made_by=made_by):
         pass
 
 
 @contextlib.contextmanager
-def written(path: Path, data: np.ndarray, *, like: Image) -> Iterator[None]:
+def written(path: Path, data: np.ndarray, *, like: Image, made_by: str = "") -> Iterator[None]:
     """Write an array as `write_image` does, to have its name when the block ends well, and be gone when it raises."""
     if data.shape != like.volume.shape:
         raise ValueError(f"data: expected the image's shape {like.volume.shape}. Received: {data.shape}")
@@ -269,17 +210,20 @@ def written(path: Path, data: np.ndarray, *, like: Image) -> Iterator[None]:
         with room():
             temporary = stack.enter_context(files.whole(path))
             if suffix in NIFTI:
-                nibabel.save(_to_nifti(stored, like), temporary)
+                nibabel.save(_to_nifti(stored, like, made_by), temporary)
             else:
-                sitk.WriteImage(to_lps(Volume(stored, like.volume.affine)), str(temporary), useCompression=True)
+                image = to_lps(Volume(stored, like.volume.affine))
+                if made_by:
+                    image.SetMetaData("made_by", made_by)
+                sitk.WriteImage(image, str(temporary), useCompression=True)
                 sitk.ReadImage(str(temporary))  # on a full disk the writers of ITK cut the file and say nothing
         yield
         with room():
             stack.close()
 
 
-def _to_nifti(data: np.ndarray, like: Image) -> nibabel.Nifti1Image:
-    """Return `data` as NIfTI, with the header of the image where it has one."""
+def _to_nifti(data: np.ndarray, like: Image, made_by: str) -> nibabel.Nifti1Image:
+    """Return `data` as NIfTI, with the header of the image where it has one, and what made it."""
     header = nibabel.Nifti1Header() if like.header is None else like.header.copy()
     if like.header is None:
         header.set_xyzt_units("mm")
@@ -287,6 +231,8 @@ def _to_nifti(data: np.ndarray, like: Image) -> nibabel.Nifti1Image:
         header.set_qform(like.volume.affine, code="scanner")
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
+    if made_by:
+        header["descrip"] = made_by.encode("ascii", "replace")
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would show a mask black
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     return kind(data, like.volume.affine, header)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from femur_tf import command, dicom_series, files, image_io
+from femur_tf import command, dicom_series, files, image_io, image_names
 from femur_tf.errors import DataError
 from femur_tf.image_errors import listed
+from femur_tf.origin import Origin
 
 
 class Wanted(Protocol):
@@ -58,8 +59,8 @@ def _jobs(arguments: Wanted) -> tuple[list[Job], bool]:
     if not source.exists():
         raise DataError(f"{source}: expected a scan or a folder of scans. Received: no such file or folder.")
     if not source.is_dir() or dicom_series.is_series(source):
-        return [Job(image_io.case_name(source), source, arguments.mask, arguments.probability, keep)], False
-    found = image_io.list_images(source)
+        return [Job(image_names.case_name(source), source, arguments.mask, arguments.probability, keep)], False
+    found = image_names.list_images(source)
     if not found:
         raise DataError(f"{source}: expected scans in the folder. Received: none that can be read.")
     maps = arguments.probability
@@ -85,7 +86,7 @@ def _check_outputs(todo: list[Job], source: Path, report: Path | None, *, overwr
     """
     images = [path for job in todo for path in _outputs(job)]
     for path in images:
-        image_io.check_suffix(path)
+        image_names.check_suffix(path)
     taken = {source.resolve(), *(job.image.resolve() for job in todo)}
     for path in [*images, *([report] if report else [])]:
         if path.resolve() in taken:
@@ -106,8 +107,18 @@ def require_kept(job: Job) -> None:
         if path.exists():
             raise DataError(
                 f"{path}: expected no such file, as when the command began. Received: one that was written meanwhile. "
-                "It is kept: move it away, and run the same command again."
+                "It is kept. Let one command at a time write to a folder of masks."
             )
+
+
+def warn_of_others(passed: Sequence[Job], origin: Origin) -> None:
+    """Warn of masks that are passed over and that another model made, or another version of it."""
+    others = [job.name for job in passed if not origin.made(image_io.read_made_by(job.mask))]
+    if others:
+        command.warn(
+            f"{passed[0].mask.parent}: expected masks of {origin.text}. Received: masks of another model or version, "
+            f"which are passed over: {listed(others, 10)}. Pass --overwrite to replace them, or choose another folder."
+        )
 
 
 def _check_folders(arguments: Wanted) -> None:
@@ -157,7 +168,7 @@ def todo(arguments: Wanted, report: Path | None = None) -> Todo:
         `overwrite`.
     """
     found, is_folder = _jobs(arguments)
-    if not is_folder and arguments.image.is_dir() and image_io.image_suffix(arguments.mask) is None:
+    if not is_folder and arguments.image.is_dir() and image_names.image_suffix(arguments.mask) is None:
         command.say(f"{arguments.image}: holds DICOM files itself, so that it is one scan, not a folder of scans.")
     if is_folder:
         _check_folders(arguments)

@@ -1,6 +1,7 @@
-"""The JSON file of `segment --report`: what is known of each mask, by where the mask lies from the report.
+"""The JSON file of `--report`: what is known of each mask, by where the mask lies from the report.
 
-{"masks/hip_01.nii.gz": {"scan": "hip_01", "parts": 2, "flagged": false, "reasons": [], "measures": {...}}}
+{"masks/hip_01.nii.gz": {"scan": "hip_01", "parts": 2, "made_by": {"model": "femur_t1_coronal", ...}, "flagged": false,
+"reasons": [], "measures": {...}}, "masks/hip_02.nii.gz": {"scan": "hip_02", "error": "..."}}
 
 Scans of several patients may have one name; their masks do not lie in one place.
 """
@@ -8,13 +9,15 @@ Scans of several patients may have one name; their masks do not lie in one place
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from femur_tf import files
+from femur_tf import command, files
 from femur_tf.errors import DataError, WriteError
 from femur_tf.image_errors import library
+from femur_tf.jobs import Job
+from femur_tf.origin import Origin
 from femur_tf.quality import Quality
 
 
@@ -44,29 +47,54 @@ def _key(path: Path, mask: Path) -> str:
     return Path(os.path.relpath(place, path.parent.resolve())).as_posix()
 
 
-def add(path: Path, scan: str, *, mask: Path, parts: int, quality: Quality) -> None:
-    """Write what is known of one mask; what the file says of others stays, those of another run at the time too.
+def add(path: Path, job: Job, *, parts: int, quality: Quality, origin: Origin) -> None:
+    """Write what is known of one mask.
 
     Raises:
       DataError: as `read` does.
       WriteError: no room for it.
     """
+    _put(path, job, {"scan": job.name, "parts": parts, "made_by": origin.to_dict(), **quality.to_dict()})
+
+
+def add_failure(path: Path | None, job: Job, error: Exception) -> None:
+    """Write why a scan has no mask; nothing where there is no report.
+
+    Raises:
+      DataError, WriteError: as `add` does.
+    """
+    if path:
+        _put(path, job, {"scan": job.name, "error": str(error)})
+
+
+def _put(path: Path, job: Job, row: Mapping[str, Any]) -> None:
+    """Write the row of one scan; what the file says of others stays, those of another run at the time too."""
     with files.locked(path, "Wait for it.", wait=True):
-        rows = read(path) | {_key(path, mask): {"scan": scan, "parts": parts, **quality.to_dict()}}
+        rows = read(path) | {_key(path, job.mask): row}
         with library(path, "room for a report", "Free space, or write elsewhere.", WriteError):
             files.write_json(path, rows)
 
 
-def flagged(path: Path | None, masks: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-    """Return the scans whose masks a report flags, and those whose masks it does not name.
+def flagged(path: Path | None, passed: Sequence[Job], *, strict: bool) -> list[str]:
+    """Return the scans of an earlier run whose masks a report flags.
 
     Args:
       path: of the report.
-      masks: of some scans, by the scan's name.
+      passed: the scans that have a mask.
+      strict: say which ones these are, and which ones the report does not know.
 
     Raises:
       DataError: as `read` does.
     """
     found = read(path)
-    rows = {scan: found.get(_key(path, mask)) if path else None for scan, mask in masks.items()}
-    return [s for s, row in rows.items() if row and row.get("flagged")], [s for s, row in rows.items() if not row]
+    rows = {job.name: found.get(_key(path, job.mask), {}) if path else {} for job in passed}
+    doubtful = [name for name, row in rows.items() if row.get("flagged")]
+    unknown = [name for name, row in rows.items() if "flagged" not in row]
+    if strict and doubtful:
+        command.warn(f"{path}: look at the masks of an earlier run too: {', '.join(doubtful)}")
+    if strict and unknown:
+        command.warn(
+            f"Not judged, as they have masks and no report names them: {', '.join(unknown)}. "
+            "Pass the --report of the run that made them."
+        )
+    return doubtful

@@ -19,7 +19,6 @@ import numpy as np
 from femur_tf import machine
 from femur_tf.cover import Box
 from femur_tf.dense import DenseNetwork
-from femur_tf.errors import DataError
 from femur_tf.patch_config import PLANE_AXES
 
 MEGABYTE = 10**6
@@ -132,7 +131,8 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int,
       DataError: the limit is below what the process holds with the smallest block; the least limit is named.
     """
     base = machine.base_bytes() + held_bytes + _fixed(network, shape)
-    free = max_memory_mb * MEGABYTE - base
+    most = machine.within(max_memory_mb * MEGABYTE)
+    free = most - base
     # The sums of the first Dense layer are float32, whatever the towers compute in.
     map_bytes = max(network.width * (2 if network.precision == "bfloat16" else 4), network.units * 4)
     # Those of a centre are alive while the steps beside it are computed: once, not `LIVE_MAPS` times.
@@ -158,9 +158,6 @@ def plan_blocks(network: DenseNetwork, shape: Sequence[int], max_memory_mb: int,
         block, needed = block_within(free, coarse=True)
     if needed > free:
         least = (base + _needed(network, block, map_bytes, 0) + _coarse_bytes(network, block)) / MEGABYTE
-        raise DataError(
-            f"--max-memory: expected at least {int(least * 1.1) + 1} MB for a volume of "
-            f"{' x '.join(map(str, shape))} voxels. Received: {max_memory_mb} MB."
-        )
+        raise machine.too_little(int(least * 1.1) + 1, max_memory_mb, f"a volume of {' x '.join(map(str, shape))}")
     x, y, z = block
     return BlockPlan((x, y, z), steps, map_bytes, holds_coarse, batch)

@@ -16,7 +16,8 @@ T = TypeVar("T")
 UNAVAILABLE = "UNAVAILABLE"
 """The one status after which the same request may succeed: the server restarts, or has too much to do."""
 ADVICE = {
-    UNAVAILABLE: "Check that the server runs, and that --server names its gRPC port, or its REST port with --rest.",
+    UNAVAILABLE: "Check that the server runs, that --server names its gRPC port, or its REST port with --rest, and "
+    "whether it takes encrypted connections alone (--tls).",
     "DEADLINE_EXCEEDED": "Pass a longer --deadline-s.",
     "RESOURCE_EXHAUSTED": "Pass a lower --max-message-mb, so that volumes are sent in tiles; where the server's memory "
     "was full, also a lower --concurrency.",
@@ -24,6 +25,8 @@ ADVICE = {
     "UNAUTHENTICATED": "Check --token-file.",
     "PERMISSION_DENIED": "Check --token-file.",
 }
+NO_LABEL = "servable version label"
+"""In TensorFlow Serving's answer to a label that it does not know, whose status is that of a bad request."""
 OTHERWISE = "Look at the server's log; the model may have been exported by another version of femur_tf."
 
 
@@ -41,10 +44,10 @@ class ServerError(DataError):
     def __init__(
         self, code: str, text: str, *, where: str = "server", expected: str = "an answer", advice: str | None = None
     ) -> None:
-        text = " ".join(text.split()).rstrip(".") or "no reason"
-        super().__init__(
-            f"{where}: expected {expected}. Received: {code}: {text}. {advice or ADVICE.get(code, OTHERWISE)}"
-        )
+        shown = "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))  # it ends up in a log
+        text = shown.rstrip(".") or "no reason"
+        usual = ADVICE["NOT_FOUND"] if NO_LABEL in text else ADVICE.get(code, OTHERWISE)
+        super().__init__(f"{where}: expected {expected}. Received: {code}: {text}. {advice or usual}")
         self.code, self.text, self.advice = code, text, advice
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from femur_tf import command, config, image_io, jobs, machine, mask_report, postprocess, quality, study, volume
 from femur_tf.errors import DataError
 from femur_tf.jobs import Job
+from femur_tf.origin import Origin
 
 SPACING_RATIO = 1.5
 """A scan whose spacing differs from the model's by more, along any axis, is warned about."""
@@ -101,12 +102,10 @@ def _require_room(image: volume.Volume, data: config.DataConfig, max_memory_mb: 
     except ValueError:
         return  # `study.prepare` refuses such a scan, and names it
     after = taken.after + taken.beside(another=another)
-    least = (machine.base_bytes() + taken.held + max(taken.before, after)) / 1e6
-    if least > max_memory_mb:
-        raise DataError(
-            f"--max-memory: expected at least {math.ceil(least)} MB for a scan of "
-            f"{' x '.join(map(str, image.shape))} voxels. Received: {max_memory_mb} MB."
-        )
+    least = machine.base_bytes() + taken.held + max(taken.before, after)
+    if least > machine.within(max_memory_mb * 10**6):
+        of = f"a scan of {' x '.join(map(str, image.shape))}"
+        raise machine.too_little(math.ceil(least / 10**6), max_memory_mb, of)
 
 
 def prepare(job: Job, data: config.DataConfig, max_memory_mb: int | None = None, *, another: bool = False) -> Prepared:
@@ -174,17 +173,22 @@ def _coarse(scan: Prepared) -> tuple[str, ...]:
     )
 
 
-def finish(
-    job: Job,
-    scan: Prepared,
-    probability: np.ndarray,
-    recipe: config.RecipeConfig,
-    *,
-    sides: bool,
-    start: float,
-    cohort: quality.Cohort | None = None,
-    report: Path | None = None,
-) -> Result:
+@dataclasses.dataclass(frozen=True)
+class Finishing:
+    """How the maps of a run become masks, and what is said of them."""
+
+    recipe: config.RecipeConfig
+    origin: Origin
+    """Which model makes the maps."""
+    sides: bool = False
+    """Label left and right."""
+    cohort: quality.Cohort | None = None
+    """What is usual, for the quality flag; None: an empty mask alone is unusual."""
+    report: Path | None = None
+    """A file to note in what is known of each mask."""
+
+
+def finish(job: Job, scan: Prepared, probability: np.ndarray, how: Finishing, *, start: float) -> Result:
     """Make a scan's mask of its map, and write it, last of all: a scan with a mask is one that is finished.
 
     Why to look at the mask is said at once: what comes after may fail.
@@ -193,11 +197,8 @@ def finish(
       job: what to write.
       scan: the scan.
       probability: (X, Y, Z) float16 in [0, 1], on the working grid.
-      recipe: how the map becomes a mask.
-      sides: label left and right.
+      how: how it becomes a mask.
       start: of the network, on `time.perf_counter`.
-      cohort: what is usual, for the quality flag; None: an empty mask alone is unusual.
-      report: a file to note in what is known of the mask.
 
     Raises:
       DataError: a file could not be written, or would replace one that must stay.
@@ -205,17 +206,19 @@ def finish(
     network_s = time.perf_counter() - start
     image = scan.image
     own = volume.from_working(volume.Volume(probability, scan.working.affine), image.volume)
-    mask = postprocess.apply(own, recipe, spacing_mm=image.volume.spacing_mm)
-    judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, recipe.cutoff, cohort)
+    mask = postprocess.apply(own, how.recipe, spacing_mm=image.volume.spacing_mm)
+    judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, how.recipe.cutoff, how.cohort)
     judged = dataclasses.replace(judged, reasons=judged.reasons + _coarse(scan))
-    labels = postprocess.sides(mask, image.volume.affine) if sides else mask
+    labels = postprocess.sides(mask, image.volume.affine) if how.sides else mask
     parts = postprocess.count_parts(mask)
     jobs.require_kept(job)
-    if report:
-        mask_report.add(report, job.name, mask=job.mask, parts=parts, quality=judged)
-    with image_io.written(job.mask, labels, like=image):  # both are whole before the map, then the mask has its name
+    if how.report:
+        mask_report.add(how.report, job, parts=parts, quality=judged, origin=how.origin)
+    made_by = how.origin.text
+    # Both are whole before the map, then the mask, has its name.
+    with image_io.written(job.mask, labels, like=image, made_by=made_by):
         if job.probability:
-            image_io.write_image(job.probability, own, like=image)
+            image_io.write_image(job.probability, own, like=image, made_by=made_by)
     if judged.flagged:
         command.warn(f"{job.name}: look at this mask. {'; '.join(judged.reasons)}")
     cm3 = float(mask.sum() * np.prod(image.volume.spacing_mm)) / 1000

@@ -66,36 +66,24 @@ def segment(job: Job, scan: Prepared, bundle: Bundle, arguments: SegmentArgument
     """
     from femur_tf import bundle as bundles
 
-    start, recipe = time.perf_counter(), bundle.recipe
+    start = time.perf_counter()
     scans.announce_resampling(job, scan, bundle.settings.data.patch.spacing_mm)
     taken = scans.room(scan.image.volume, bundle.settings.data)
     beside = taken.held + taken.beside(another=another)
     found = bundles.working_map(bundle, scan.working, arguments.prediction, verify=arguments.verify, held_bytes=beside)
-    return scans.finish(
-        job,
-        scan,
-        found.data,
-        recipe,
-        sides=arguments.sides,
-        start=start,
-        cohort=bundle.cohort,
-        report=arguments.report,
-    )
+    return scans.finish(job, scan, found.data, finishing(bundle, arguments), start=start)
 
 
-def _flagged_before(arguments: SegmentArguments, passed: list[Job]) -> list[str]:
-    """Return the scans that were passed over and that the report flags; say so, and which ones it does not know."""
-    flagged, unknown = mask_report.flagged(arguments.report, {job.name: job.mask for job in passed})
-    if not arguments.strict:
-        return flagged
-    if flagged:
-        command.warn(f"{arguments.report}: look at the masks of an earlier run too: {', '.join(flagged)}")
-    if unknown:
-        command.warn(
-            f"Not judged, as they have masks and no report names them: {', '.join(unknown)}. "
-            "Pass the --report of the run that made them."
-        )
-    return flagged
+def finishing(bundle: Bundle, arguments: SegmentArguments) -> scans.Finishing:
+    """Return how a model's maps become masks.
+
+    Raises:
+      DataError: the model has no recipe.
+    """
+    options = config.to_dict(arguments.prediction)
+    del options["max_memory"]  # changes no map
+    origin = dataclasses.replace(bundle.origin, options=options)
+    return scans.Finishing(bundle.recipe, origin, arguments.sides, bundle.cohort, arguments.report)
 
 
 def main(arguments: SegmentArguments) -> int:
@@ -103,12 +91,14 @@ def main(arguments: SegmentArguments) -> int:
     if arguments.verify < 0:
         raise DataError(f"--verify: expected at least 0 voxels. Received: {arguments.verify}. Pass 0 to verify none.")
     todo = jobs.todo(arguments, arguments.report)
-    earlier = _flagged_before(arguments, todo.passed)
+    earlier = mask_report.flagged(arguments.report, todo.passed, strict=arguments.strict)
     quiet.start_tensorflow()
     from femur_tf import bundle as bundles
 
     bundle = bundles.load(arguments.model or bundles.shipped())
-    _ = bundle.recipe  # raises where none has been chosen
+    origin = bundle.origin  # raises where no recipe has been chosen
+    command.say(f"Model: {origin.text}")
+    jobs.warn_of_others(todo.passed, origin)
     quality.require_cohort(str(bundle.folder), bundle.cohort, strict=arguments.strict)
     machine.base_bytes()  # before the first scan is read
     results: list[Result] = []
@@ -131,6 +121,7 @@ def _segment_all(todo: Todo, bundle: Bundle, arguments: SegmentArguments, result
             if not todo.is_folder or isinstance(error, WriteError):  # the next scan would fare no better
                 raise
             command.fail(f"{job.name}: {error}")
+            mask_report.add_failure(arguments.report, job, error)
             failed += 1
     return failed
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from femur_tf import config, files, messages
+from femur_tf import config, messages
 from femur_tf.errors import DataError
 from femur_tf.patch_config import PatchConfig
 
@@ -29,8 +29,21 @@ if TYPE_CHECKING:
 
 WARM_UP = "tf_serving_warmup_requests"
 """The name that TensorFlow Serving looks for, in `assets.extra`."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Halo = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a scan becomes a working grid: of the settings under `data` in a run's `config.json` what a client needs."""
+
+    patch: PatchConfig
+    normalisation: config.NormalisationConfig
+
+    @property
+    def data(self) -> config.DataConfig:
+        """The same as settings of a study, whose other fields no scan depends on."""
+        return config.DataConfig(patch=self.patch, normalisation=self.normalisation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +52,7 @@ class Metadata:
 
     name: str
     """Of the saved model."""
-    config: config.DataConfig
-    """Working spacing, patch rule and normalisation: how a scan becomes a working grid."""
+    config: Preparation
     recipe: dict[str, Any]
     """The content of `recipe.json`: how a map becomes a mask, and the validation numbers that chose it."""
     padding: str
@@ -51,8 +63,8 @@ class Metadata:
     """A tile's origin, halo included, and its end lie on multiples of these, or on the volume's border."""
     model_card: str
     """Markdown."""
-    model_sha256: str
-    """SHA-256 of `model.keras`, in hexadecimal."""
+    digest: str
+    """As of `origin.Origin`: masks of two models differ where these do."""
     cohort: dict[str, Any] | None = None
     """The content of `cohort.json`, for the quality flag; None where the run did not keep one."""
     format_version: int = FORMAT_VERSION
@@ -72,19 +84,20 @@ def metadata(bundle: Bundle, name: str, card: str) -> Metadata:
       bundle: the model.
       name: of the saved model.
       card: the model card.
-    """
-    from femur_tf import bundle as bundles
 
+    Raises:
+      DataError: no recipe has been chosen.
+    """
     rule = bundle.settings.data.patch
     return Metadata(
         name,
-        bundle.settings.data,
+        Preparation(rule, bundle.settings.data.normalisation),
         config.to_dict(bundle.chosen) if bundle.chosen else {},
         rule.padding,
         halo(rule),
         rule.common_step,
         card,
-        files.sha256(bundle.folder / bundles.MODEL),
+        bundle.origin.digest,
         config.to_dict(bundle.cohort) if bundle.cohort else None,
     )
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from femur_tf import config, content, files, image_io, intensity, volume
+from femur_tf import config, content, files, image_io, image_names, intensity, volume
 from femur_tf.errors import DataError, typed
 
 FORMAT_VERSION = 1
@@ -162,9 +162,9 @@ def digests(path: Path) -> list[str]:
 
 def _detached(path: Path) -> list[Path]:
     """Return the files that may hold the voxels of a header: those of its name, whatever they end in."""
-    if image_io.image_suffix(path) not in DETACHED:
+    if image_names.image_suffix(path) not in DETACHED:
         return []
-    return [one for one in path.parent.glob(f"{glob.escape(image_io.case_name(path))}.*") if one != path]
+    return [one for one in path.parent.glob(f"{glob.escape(image_names.case_name(path))}.*") if one != path]
 
 
 def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None = None) -> volume.Volume:

@@ -182,8 +182,13 @@ class Connection:
     @property
     def place(self) -> str:
         """The server and the model on it, for messages."""
-        version = "" if self._target.version is None else f" version {self._target.version}"
+        version = f" version {self.version}" if self.version else ""
         return f"{self._config.server}: model {self._config.name}{version}"
+
+    @property
+    def version(self) -> str:
+        """The model's version; "" where the server does not say."""
+        return "" if self._target.version is None else str(self._target.version)
 
     def message_mb(self, voxels: int) -> int:
         """Return the least `max_message_mb` for volumes of so many voxels."""

@@ -18,8 +18,8 @@ ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
     | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity", "content", "lps"},
-    {"image_io", "dicom_series", "image_errors", "header_geometry", "text_header", "study", "quiet", "lineage", "cost"}
-    | {"records", "tfrecords", "record_match", "mined_records"},
+    {"image_io", "image_names", "dicom_series", "image_errors", "header_geometry", "text_header", "study", "quiet"}
+    | {"records", "tfrecords", "record_match", "mined_records", "lineage", "cost", "origin"},
     {"dataset", "draws", "model", "dense_steps", "dense_builder", "dense", "crf", "folding", "messages", "retries"},
     {
         "training",

@@ -22,7 +22,7 @@ import pytest
 import tiny
 from conformance import Models, Options, Process, serving
 
-from femur_tf import bundle, client, config, export, image_io, phantom, segment, served, wire
+from femur_tf import bundle, client, config, export, image_io, phantom, quality, segment, served, wire
 from femur_tf.client import ClientArguments
 from femur_tf.errors import DataError, WriteError
 from femur_tf.segment import SegmentArguments
@@ -103,6 +103,39 @@ def test_mask_and_map_equal_those_of_segment(tmp_path, server, model, rest, spac
     expected(scan, tmp_path / "b.nii.gz", model, probability=tmp_path / "pb.nii.gz")
     assert same(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz") > 100
     same(tmp_path / "pa.nii.gz", tmp_path / "pb.nii.gz", HALF_STEP)
+
+
+@pytest.mark.slow
+def test_a_report_is_that_of_segment_and_strict_tells(tmp_path, model, server):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    empty = bright.save(tmp_path / "empty.nii.gz", tiny.scan("a") * 0)
+    told = {}
+    for name in ("client", "segment"):
+        (tmp_path / name).mkdir()
+        report = tmp_path / name / "report.json"
+        if name == "client":
+            run(scan, tmp_path / name / "mask.nii.gz", server, report=report)
+        else:
+            expected(scan, tmp_path / name / "mask.nii.gz", model, report=report)
+        told[name] = json.loads(report.read_text(encoding="utf-8"))["mask.nii.gz"]
+        made_by = told[name].pop("made_by")
+        assert (made_by["model"], made_by["version"]) == ("femur", "1")
+        assert made_by["digest"] == bundle.load(model).origin.digest
+    assert told["client"]["measures"] == pytest.approx(told["segment"]["measures"], abs=HALF_STEP)
+    texts = [image_io.read_made_by(tmp_path / name / "mask.nii.gz") for name in told]
+    assert texts[0] == texts[1] != ""
+    with pytest.raises(DataError, match=r"--strict: .*expected a model that knows what is usual"):
+        run(empty, tmp_path / "mask.nii.gz", server, strict=True)
+
+
+@pytest.mark.slow
+def test_strict_is_an_exit_status_of_the_client_too(tmp_path, server, loaded, monkeypatch):
+    values = config.to_dict(served.metadata(loaded, "femur", "# Card"))
+    cohort = {"cases": 12, "limits": {}, "quantiles": {name: [] for name in quality.DISTANCES}, "format_version": 1}
+    empty = bright.save(tmp_path / "empty.nii.gz", tiny.scan("a") * 0)
+    with answering(monkeypatch, json.dumps(values | {"cohort": cohort})):
+        assert run(empty, tmp_path / "mask.nii.gz", server, strict=True) == 3
+        assert run(empty, tmp_path / "again.nii.gz", server) == 0
 
 
 @pytest.mark.slow
@@ -213,14 +246,15 @@ def answering(monkeypatch, text):
 def test_what_the_model_says_is_read(loaded):
     text = served.to_json(served.metadata(loaded, "femur", "# Card"))
     found = client.read_model(text, "here")
-    assert found.config == bright.SETTINGS.data
+    assert found.config.data.patch == bright.SETTINGS.data.patch
+    assert found.digest == loaded.origin.digest
     assert client.read_recipe(found, "here") == bright.RECIPE
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2}, r"here: expected format_version 1\. Received: 2"),
+        ({"format_version": 1}, r"here: expected format_version 2\. Received: 1\. Use the femur_tf that exported"),
         ({"steps": [2, 4, 2]}, r"here: expected halo .* of its patch rule\. Received"),
         ({"halo": [[1, 1], [1, 1], [1, 1]]}, r"here: expected halo .* of its patch rule\. Received"),
         ({"padding": "zero"}, r"here: expected halo .* of its patch rule\. Received"),
@@ -272,6 +306,30 @@ def test_a_failure_of_the_server_is_one_scans_failure(tmp_path, server, monkeypa
     assert "INTERNAL: broken" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", client.GONE)
+def test_a_server_that_is_gone_ends_a_run_after_one_scan(tmp_path, server, monkeypatch, code):
+    save_scans(tmp_path / "scans", "abcdef")
+    real, asked, tried = wire.Connection.describe, [], []
+
+    def gone(self, *_):
+        raise wire.ServerError(code, "gone")
+
+    def describe(self):
+        asked.append(self)
+        return real(self) if len(asked) == 1 else gone(self)
+
+    def probability(self, grid):
+        tried.append(grid)
+        gone(self)
+
+    monkeypatch.setattr(wire.Connection, "describe", describe)
+    monkeypatch.setattr(wire.Connection, "probability", probability)
+    with pytest.raises(DataError, match=f"{code}: gone"):
+        run(tmp_path / "scans", tmp_path / "masks", server, report=tmp_path / "report.json")
+    assert len(tried) <= 3  # one more is on its way
+    assert "gone" in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["masks/a.nii.gz"]["error"]
+
+
 def test_an_interrupted_run_ends_without_waiting_for_a_server(tmp_path, server):
     """Whoever stops listening to results, as an interrupt does, closes the connection."""
     save_scans(tmp_path / "scans", "ab")
@@ -317,7 +375,7 @@ def test_scans_that_failed_do_not_stay_in_memory(tmp_path, loaded, monkeypatch):
         raise DataError("broken")
 
     monkeypatch.setattr(client.Client, "segment", fails)
-    connection = types.SimpleNamespace(place="here", close=lambda: None)
+    connection = types.SimpleNamespace(place="here", version="1", close=lambda: None)
     for _, future in client.Client(connection, model, arguments).segment_all(["job"] * 6):
         assert future.exception()
     gc.collect()

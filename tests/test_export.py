@@ -120,7 +120,15 @@ def test_a_version_answers_with_its_own_metadata_in_the_library_that_servers_are
     found = served.from_json(answer["metadata_json"].item().decode(), "the model")
     card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert found == served.metadata(bundle.load(version), "femur", card)
-    assert found.config == bundle.load(work / "runs/default").settings.data
+    assert found.config.patch == bundle.load(work / "runs/default").settings.data.patch
+
+
+def test_the_shipped_version_answers_with_what_its_files_hold():
+    shipped = bundle.load(bundle.shipped())
+    answer = saved_model_runtime.Runtime(shipped.folder.parent).run("metadata", {"request": np.array([b""], object)})
+    found = served.from_json(answer["metadata_json"].item().decode(), "the shipped model")
+    card = (shipped.folder / "model_card.md").read_text(encoding="utf-8")
+    assert found == served.metadata(shipped, bundle.SHIPPED, card)
 
 
 def test_every_signature_is_of_the_kind_that_the_server_predicts_with(version):

@@ -25,9 +25,18 @@ from femur_tf import (
     study,
 )
 from femur_tf.errors import DataError, WriteError
+from femur_tf.jobs import Job
+from femur_tf.origin import Origin
 
 HALF = 2e-3
 """Kept maps are float16, and are calibrated after that; the folded network is calibrated before."""
+ORIGIN = Origin("femur", "1", "0123456789abcdef")
+KNOWN = {"parts": 2, "origin": ORIGIN}
+
+
+def job(name, mask):
+    """Return a scan with the mask to write."""
+    return Job(name, mask.with_name("scan.nii.gz"), mask, None)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +115,26 @@ def test_a_report_keeps_other_scans(tmp_path, run):
     assert set(files.read_json(report)) == {"other", "mask.nii.gz"}
 
 
-def test_scans_of_one_name_have_a_row_each(tmp_path):
+def test_scans_of_one_name_have_a_row_each(tmp_path, capsys):
     report, judged = tmp_path / "reports/report.json", quality.Quality({}, ())
     for patient in ("p1", "p2"):
-        mask_report.add(report, "scan", mask=tmp_path / patient / "mask.nii.gz", parts=2, quality=judged)
+        mask_report.add(report, job("scan", tmp_path / patient / "mask.nii.gz"), quality=judged, **KNOWN)
     assert set(files.read_json(report)) == {"../p1/mask.nii.gz", "../p2/mask.nii.gz"}
-    masks = {"scan": tmp_path / "p2/mask.nii.gz", "new": tmp_path / "p3/mask.nii.gz"}
-    assert mask_report.flagged(report, masks) == ([], ["new"])
+    passed = [job("scan", tmp_path / "p2/mask.nii.gz"), job("new", tmp_path / "p3/mask.nii.gz")]
+    assert mask_report.flagged(report, passed, strict=True) == []
+    assert "no report names them: new. Pass" in capsys.readouterr().err
+
+
+def test_a_report_names_a_scan_that_failed_until_it_has_a_mask(tmp_path, capsys):
+    report, one = tmp_path / "report.json", job("scan", tmp_path / "mask.nii.gz")
+    mask_report.add_failure(None, one, DataError("broken"))  # no report is asked for
+    mask_report.add_failure(report, one, DataError("broken"))
+    assert files.read_json(report) == {"mask.nii.gz": {"scan": "scan", "error": "broken"}}
+    assert mask_report.flagged(report, [one], strict=True) == []
+    assert "no report names them: scan" in capsys.readouterr().err
+    mask_report.add(report, one, quality=quality.Quality({}, ("odd",)), **KNOWN)
+    assert mask_report.flagged(report, [one], strict=False) == ["scan"]
+    assert files.read_json(report)["mask.nii.gz"]["made_by"]["digest"] == ORIGIN.digest
 
 
 def test_two_runs_keep_each_others_rows(tmp_path, monkeypatch):
@@ -122,14 +144,14 @@ def test_two_runs_keep_each_others_rows(tmp_path, monkeypatch):
 
     def meanwhile(path, rows):
         if not others:
-            add = functools.partial(mask_report.add, report, "b", mask=tmp_path / "b.nii", parts=1, quality=judged)
+            add = functools.partial(mask_report.add, report, job("b", tmp_path / "b.nii"), quality=judged, **KNOWN)
             others.append(threading.Thread(target=add))
             others[0].start()
             others[0].join(0.2)
         write(path, rows)
 
     monkeypatch.setattr(files, "write_json", meanwhile)
-    mask_report.add(report, "a", mask=tmp_path / "a.nii", parts=1, quality=judged)
+    mask_report.add(report, job("a", tmp_path / "a.nii"), quality=judged, **KNOWN)
     others[0].join()
     assert set(mask_report.read(report)) == {"a.nii", "b.nii"}
 
@@ -143,18 +165,16 @@ def test_a_disk_without_room_for_a_report_is_said(tmp_path, monkeypatch):
         WriteError, match=r"report\.json: expected room for a report\. Received: .*No space.* Free space"
     ):
         mask_report.add(
-            tmp_path / "report.json", "a", mask=tmp_path / "a.nii", parts=1, quality=quality.Quality({}, ())
+            tmp_path / "report.json", job("a", tmp_path / "a.nii"), quality=quality.Quality({}, ()), **KNOWN
         )
 
 
 def test_a_mask_that_is_a_link_has_the_row_of_the_file_that_takes_its_place(tmp_path):
     (tmp_path / "mask.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
-    masks = {"scan": tmp_path / "mask.nii.gz"}
-    mask_report.add(
-        tmp_path / "report.json", "scan", mask=masks["scan"], parts=2, quality=quality.Quality({}, ("odd",))
-    )
+    one = job("scan", tmp_path / "mask.nii.gz")
+    mask_report.add(tmp_path / "report.json", one, quality=quality.Quality({}, ("odd",)), **KNOWN)
     (tmp_path / "mask.nii.gz").unlink()
-    assert mask_report.flagged(tmp_path / "report.json", masks) == (["scan"], [])
+    assert mask_report.flagged(tmp_path / "report.json", [one], strict=False) == ["scan"]
 
 
 def test_a_report_of_an_earlier_version_is_refused(tmp_path):

@@ -23,13 +23,12 @@ from femur_tf import dicom_series, header_geometry, text_header
 from femur_tf.errors import DataError
 from femur_tf.image_io import (
     Image,
-    case_name,
-    check_suffix,
-    list_images,
     read_image,
+    read_made_by,
     read_mask,
     write_image,
 )
+from femur_tf.image_names import case_name, check_suffix, list_images
 from femur_tf.volume import Volume
 
 FILE_TOLERANCE_MM = 1e-4
@@ -272,6 +271,24 @@ def test_what_is_written_is_read_again(tmp_path, suffix, affine, header):
     np.testing.assert_allclose(result.volume.affine, affine, atol=FILE_TOLERANCE_MM)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing temporary is left
     np.testing.assert_array_equal(read_mask(_mask_of(tmp_path, path, like), like=like, label=None), probability > 0.5)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_what_made_a_file_stands_in_its_header(tmp_path, suffix):
+    scan = read_image(_save(tmp_path / "scan.nii", _data()))
+    path, text = tmp_path / f"mask{suffix}", "femur_tf 0.1.0, femur 1, 0123456789ab"
+    write_image(path, scan.volume.data > 60, like=scan, made_by=text)
+    np.testing.assert_array_equal(read_image(path).volume.data, scan.volume.data > 60)
+    if suffix.startswith(".nii"):
+        assert read_made_by(path) == text
+    else:
+        assert sitk.ReadImage(str(path)).GetMetaData("made_by") == text
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"made_by = femur_tf"])
+def test_a_file_that_says_nothing_of_its_making_says_nothing(tmp_path, content):
+    (tmp_path / "mask.nii.gz").write_bytes(content)
+    assert read_made_by(tmp_path / "mask.nii.gz") == ""
 
 
 def _mask_of(tmp_path: Path, path: Path, like: Image) -> Path:
@@ -1123,7 +1140,8 @@ def test_a_full_disk_leaves_the_old_result(tmp_path, scan, suffix, monkeypatch):
     path = tmp_path / f"out{suffix}"
     write_image(path, scan.volume.data, like=scan)
     before = path.read_bytes()
-    (tmp_path / f".partial-{os.getpid()}-out{suffix}").symlink_to("/dev/full")
+    monkeypatch.setattr("femur_tf.files.secrets.token_hex", lambda _: "drawn")
+    (tmp_path / f".partial-drawn-out{suffix}").symlink_to("/dev/full")
     monkeypatch.setattr("femur_tf.files.remove", lambda path: None)  # keeps the full device under the temporary name
     with pytest.raises(DataError, match=rf"out{suffix}: expected room for an image"):
         write_image(path, np.random.default_rng(0).normal(size=(4, 5, 6)), like=scan)

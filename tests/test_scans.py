@@ -15,7 +15,7 @@ STAGES = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from femur_tf import config, image_io, intensity, scans, study, volume
+from femur_tf import config, image_io, intensity, origin, scans, study, volume
 
 def taken(call):
     call(*small)  # loads what is loaded at the first call
@@ -38,7 +38,7 @@ def finish(image, data):
     steps = config.Step("opening", 1.0), config.Step("largest", 2), config.Step("fill_holes", 1e5)
     scan = scans.Prepared(image_io.Image(image, path), working)
     job, recipe = scans.Job("a", path, path, None), config.RecipeConfig(0.5, steps)
-    scans.finish(job, scan, found, recipe, sides=False, start=0.0)
+    scans.finish(job, scan, found, scans.Finishing(recipe, origin.Origin("a", "", "0")), start=0.0)
 
 stage, spacing_mm = sys.argv[1], float(sys.argv[3])
 side = int(sys.argv[4])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+import femur_tf
 from femur_tf import bundle, command, config, files, image_io, jobs, machine, quality, scans, segment
 from femur_tf.config import RecipeConfig
 from femur_tf.errors import DataError, WriteError
@@ -62,6 +63,46 @@ def test_the_bright_ball_is_found_on_the_scans_own_grid(tmp_path, model, capsys)
     assert set(np.unique(mask)) == {0, 1}
     assert dice(mask > 0, tiny.ball()) > BALL_DICE
     assert f"{mask.sum() * 2 / 1000:.1f}" in capsys.readouterr().out  # a voxel has 2 mm3
+
+
+def test_mask_and_map_say_which_model_made_them_and_the_report_all_of_it(tmp_path, model, loaded, capsys):
+    scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
+    files_ = {"probability": tmp_path / "map.nii.gz", "report": tmp_path / "report.json"}
+    run(scan, tmp_path / "mask.nii.gz", model, prediction=config.PredictConfig(fast=True), **files_)
+    text = f"femur_tf {femur_tf.__version__}, {model.name}, {loaded.origin.digest[:12]}"
+    assert [image_io.read_made_by(tmp_path / name) for name in ("mask.nii.gz", "map.nii.gz")] == [text] * 2
+    assert f"Model: {text}" in capsys.readouterr().out
+    made_by = files.read_json(files_["report"])["mask.nii.gz"]["made_by"]
+    assert (made_by["model"], made_by["version"], made_by["digest"]) == (model.name, "", loaded.origin.digest)
+    assert made_by["options"] == {"precision": "float32", "fast": True, "body_only": False, "fast_threshold": 0.13}
+
+
+def test_masks_of_another_model_that_are_passed_over_are_warned_of(tmp_path, model, loaded, monkeypatch, capsys):
+    for name in "abc":
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    run(tmp_path / "scans", tmp_path / "masks", model)
+    for name in "ac":
+        (tmp_path / "masks" / f"{name}.nii.gz").unlink()
+    bright.save(tmp_path / "masks" / "c.nii.gz", tiny.scan("c"))  # drawn by hand
+    capsys.readouterr()
+    other = dataclasses.replace(loaded.chosen, recipe=RecipeConfig(0.6, ()))
+    monkeypatch.setattr(bundle, "load", lambda folder: dataclasses.replace(loaded, chosen=other))
+    run(tmp_path / "scans", tmp_path / "masks", model)
+    told = capsys.readouterr().err
+    assert "Received: masks of another model or version, which are passed over: b. Pass --overwrite" in told
+    run(tmp_path / "scans", tmp_path / "masks", model, overwrite=True)
+    run(tmp_path / "scans", tmp_path / "masks", model)
+    assert "another model" not in capsys.readouterr().err
+
+
+def test_a_report_has_a_row_for_a_scan_that_fails(tmp_path, model):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii.gz").write_bytes(b"no image")
+    bright.save(tmp_path / "scans" / "b.nii.gz", tiny.scan("b"))
+    assert run(tmp_path / "scans", tmp_path / "masks", model, report=tmp_path / "report.json") == 2
+    rows = files.read_json(tmp_path / "report.json")
+    assert rows["masks/a.nii.gz"]["scan"] == "a" and "a.nii.gz: expected" in rows["masks/a.nii.gz"]["error"]
+    assert "error" not in rows["masks/b.nii.gz"]
 
 
 def test_the_probability_is_float32_on_the_scans_own_grid(tmp_path, model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pickle
 import re
 import subprocess
@@ -115,12 +114,13 @@ def test_steps_are_the_common_multiple_of_all_scales(scales_mm, expected):
 
 def test_metadata_says_what_a_client_must_know(run):
     found = served.metadata(run, NAME, "# Card\n")
-    assert (found.name, found.model_card, found.cohort, found.format_version) == (NAME, "# Card\n", None, 1)
-    assert found.config == run.settings.data
+    assert (found.name, found.model_card, found.cohort, found.format_version) == (NAME, "# Card\n", None, 2)
+    assert found.config.data.patch == run.settings.data.patch
+    assert found.config.data.normalisation == run.settings.data.normalisation
     assert config.from_dict(bundle.ChosenRecipe, found.recipe) == run.chosen
     assert (found.padding, found.steps) == ("edge", (4, 4, 2))
     assert found.halo == ((32, 28), (32, 28), (16, 14))
-    assert found.model_sha256 == hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
+    assert found.digest == run.origin.digest
 
 
 @pytest.mark.parametrize("cohort", [None, {"median": 81.5, "cases": 14}])
@@ -242,9 +242,9 @@ def test_the_readme_names_the_files_and_the_model_as_they_are():
     ("text", "words"),
     [
         ("no json", "expected JSON"),
-        ("[]", "expected format_version 1. Received: None"),
-        ('{"format_version": 2}', "expected format_version 1. Received: 2. Use the femur_tf that exported"),
-        ('{"format_version": 1}', "expected the fields of Metadata"),
+        ("[]", "expected format_version 2. Received: None"),
+        ('{"format_version": 1}', "expected format_version 2. Received: 1. Use the femur_tf that exported"),
+        ('{"format_version": 2}', "expected the fields of Metadata"),
     ],
 )
 def test_other_metadata_is_refused(text, words):
