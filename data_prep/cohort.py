@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +78,8 @@ class Facts:
     """Half of the volume, on the patient's left or right, that holds all of the femur but stray islands."""
     medians: float
     """`intensity.Limits.medians` of the scan: how far its brightest voxels lie above its foreground."""
+    label_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Value -> name, of the mask values that were chosen, where the mask names them."""
 
     @property
     def femur_mm3(self) -> float:
@@ -139,10 +141,12 @@ def measure(files: Pair, label: Collection[int] | None) -> Facts | tuple[Problem
     try:
         image = image_io.read_image(files.image)
         reference = image_io.read_mask(files.mask, like=image, label=label)
+        names = image_io.read_label_names(files.mask) if label else {}
     except (DataError, OSError) as error:
         return (Problem(files.name, str(error)),)
     problems = _unusable(files, image.volume.data, reference)
-    return problems or _facts(files.name, image.volume, reference)
+    chosen = {value: name for value, name in names.items() if value in (label or ())}
+    return problems or dataclasses.replace(_facts(files.name, image.volume, reference), label_names=chosen)
 
 
 def _unusable(files: Pair, data: np.ndarray, reference: np.ndarray) -> tuple[Problem, ...]:

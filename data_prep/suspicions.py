@@ -4,7 +4,8 @@ Most rules compare a case with the medians of its cohort, so they fit any protoc
 far spacing or femur volume, another axis order, another number of femurs. The others
 stand alone: stray islands, one femur much smaller than the other, a femur that the
 border of the volume cuts off, a volume smaller than a patch, a femur with fewer voxels
-than examples are asked, one mask in two cases.
+than examples are asked, one mask in two cases. Names of mask values count where masks
+have them, as those of 3D Slicer do.
 """
 
 from __future__ import annotations
@@ -55,8 +56,12 @@ def suspicions(
     numbers = collections.Counter(len(case.femurs_mm3) for case in facts)
     femurs = max(numbers, key=lambda number: (numbers[number], number))
     masks = collections.defaultdict(list)
+    names: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for case in facts:
         masks[case.mask_digest].append(case.name)
+        for value, name in case.label_names.items():
+            names[value][name.casefold()] += 1
+    usual = {value: counted.most_common(1)[0][0] for value, counted in names.items()}
     return {
         case.name: tuple(
             _of_grid(case, typical_mm=typical_mm, spacing_mm=data.patch.spacing_mm, codes=codes)
@@ -65,6 +70,7 @@ def suspicions(
             + _of_volume(case, femur_mm3=femur_mm3)
             + _of_sampling(case, data, volumes[case.name])
             + _of_twins(case, masks[case.mask_digest])
+            + _of_names(case, usual)
         )
         for case in facts
     }
@@ -135,3 +141,13 @@ def _of_twins(case: Facts, names: Sequence[str]) -> list[Suspicion]:
     """Judge whether another case has the very same mask."""
     others = [name for name in names if name != case.name]
     return [Suspicion("same mask", f"the same mask as {', '.join(others)}")] if others else []
+
+
+def _of_names(case: Facts, usual: Mapping[int, str]) -> list[Suspicion]:
+    """Judge whether a mask value has another name than in most cases, in whatever case of letters."""
+    other = [
+        f"mask value {value} is named {name or 'nothing'}, in most cases {usual[value] or 'nothing'}"
+        for value, name in case.label_names.items()
+        if name.casefold() != usual[value]
+    ]
+    return [Suspicion("name", f"{'; '.join(other)}: are values exchanged?")] if other else []

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from femur_tf import header_geometry
+from femur_tf import command, header_geometry
 from femur_tf.image_errors import bad_file, library, listed, named
 from femur_tf.lps import lps_affine
 
 STRAY = "Export a damaged or cut slice again; move a file that is no slice away."
 SUFFIXES = (".dcm", ".ima")
 """Suffixes that DICOM files usually have, where they have any."""
+KNOWN_BY = ("0020|0011", "0008|103e")  # Series Number, Series Description
 
 
 def is_series(path: Path) -> bool:
@@ -23,13 +25,42 @@ def is_series(path: Path) -> bool:
     return path.is_dir() and any(_is_dicom_file(entry) for entry in sorted(path.iterdir()))
 
 
-def below(folder: Path) -> Path | None:
-    """Return a folder with a DICOM file one or two levels below a folder; None where there is none to be seen."""
-    for path in (path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern))):
-        with contextlib.suppress(OSError):
-            if is_series(path):
-                return path
-    return None
+def below(folder: Path) -> Iterator[Path]:
+    """Yield the folders below a folder that directly hold DICOM files, at any depth, but none within another.
+
+    Hidden folders are left out. A folder is looked into once, by its shortest path, and by a link last, so that links
+    in a circle end. What is passed over is warned of.
+    """
+    waiting, seen = [(0, False, folder)], set()  # depth, link, path: least first
+    while waiting:
+        depth, _, path = heapq.heappop(waiting)
+        try:
+            if (place := path.resolve()) in seen:
+                continue
+            seen.add(place)
+            if depth and is_series(path):
+                yield path
+                _warn_of_hidden(path)
+                continue
+            for entry in _folders(path):
+                heapq.heappush(waiting, (depth + 1, entry.is_symlink(), entry))
+        except OSError as error:
+            command.warn(f"{path}: expected a folder that can be read. Received: {error.strerror}. It is passed over.")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, without hidden ones."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+
+
+def _warn_of_hidden(folder: Path) -> None:
+    """Warn where a folder that holds slices, and is one scan, has others below it."""
+    deeper = next(below(folder), None)
+    if deeper:
+        command.warn(
+            f"{folder}: DICOM files in {deeper} are passed over, as a folder that holds DICOM files itself is one "
+            "scan. Move those that it holds itself away, or into a folder of their own."
+        )
 
 
 def _is_dicom_file(path: Path) -> bool:
@@ -114,6 +145,18 @@ def _find_series(folder: Path) -> str:
     known = is_series(folder)  # without one, the reader prints a warning of its own
     series: Sequence[str] = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if known else ()
     if len(series) != 1:
-        received = f"{len(series)} series ({listed(sorted(series))})" if series else "no DICOM file in it"
+        known_as = listed([_described(folder, one) for one in sorted(series)])
+        received = f"{len(series)} series: {known_as}" if series else "no DICOM file in it"
         raise bad_file(folder, "one DICOM series", received, "Hand in a folder with the slices of just one series.")
     return series[0]
+
+
+def _described(folder: Path, series: str) -> str:
+    """Return the identifier of a series with what a scanner's user knows it by: number, description, slices."""
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
+    first = sitk.ImageFileReader()
+    first.SetFileName(names[0])
+    with contextlib.suppress(RuntimeError):  # its identifier and its slices are known all the same
+        first.ReadImageInformation()
+    number, description = (first.GetMetaData(tag).strip() if first.HasMetaDataKey(tag) else "" for tag in KNOWN_BY)
+    return f"{series} (number {number or 'unknown'}, {description or 'no description'}, {len(names)} slices)"

@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -24,12 +27,15 @@ from femur_tf.errors import WriteError
 from femur_tf.image_errors import bad_file, library, listed, named
 from femur_tf.image_names import META, NIFTI, READABLE, check_suffix, image_suffix
 from femur_tf.lps import lps_affine, to_lps
-from femur_tf.volume import Volume, require_same_grid
+from femur_tf.volume import Volume, canonical, require_same_grid
 
 MOST_LABELS = 100
 """Of a mask of which no label is chosen; scans have more."""
 LABEL_TOLERANCE = 1e-5
 """A label is a whole number to this (bound included): a file that keeps labels scaled has them rounded."""
+SCAN_NOTE = re.compile("scan [0-9a-f]{12}")
+SEGMENTATIONS = (".seg.nrrd", ".nrrd")
+SEGMENT_VALUE = re.compile(r"Segment\d+_LabelValue")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,6 +118,8 @@ def _from_sitk(image: sitk.Image, path: Path) -> Image:
     """Return a SimpleITK image, checked."""
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() < 3:
         received = f"shape {image.GetSize()}, {image.GetNumberOfComponentsPerPixel()} values a voxel"
+        if image.HasMetaDataKey("Segment0_ID"):  # of 3D Slicer, which stacks the layers of segments that overlap
+            raise bad_file(path, "segments that do not overlap", received, "Export the one segment as a labelmap.")
         raise bad_file(path, "a 3-D image with one real value a voxel", received, "Hand in the whole volume, in grey.")
     return Image(_volume(sitk.GetArrayFromImage(image).T, lps_affine(image), path), path)
 
@@ -136,7 +144,7 @@ def read_mask(path: Path, *, like: Image, label: Collection[int] | None) -> np.n
 
     Args:
       path: a mask of any format that `read_image` reads.
-      like: the image; the mask must lie on its grid.
+      like: the image; the mask must lie on its grid, in any order of the axes.
       label: the values that are femur, of which the mask may lack some; None: the one value besides 0.
 
     Returns:
@@ -145,7 +153,7 @@ def read_mask(path: Path, *, like: Image, label: Collection[int] | None) -> np.n
     Raises:
       DataError: unreadable, another grid, values that are not whole numbers, several labels or none of the chosen ones.
     """
-    volume = _read(path).volume  # on the image's grid, so that what is assumed of it is assumed of the image
+    volume = _on_axes_of(like.volume, _read(path).volume)  # what is assumed of its geometry is assumed of the image
     with named(f"{path}: not on the grid of {like.path}", ". Resample the mask to the image."):
         require_same_grid(volume, like.volume)
     values = np.unique(volume.data)
@@ -156,6 +164,12 @@ def read_mask(path: Path, *, like: Image, label: Collection[int] | None) -> np.n
     if label is None and len(labels) > MOST_LABELS:
         raise bad_file(path, "a mask", f"{len(labels)} values", "Is it a scan, and scans and masks are exchanged?")
     return np.isin(np.round(volume.data), _choose(path, labels, label)) if labels else np.zeros(volume.shape, bool)
+
+
+def _on_axes_of(like: Volume, volume: Volume) -> Volume:
+    """Flip and permute the axes of a volume to those of another: a converted copy may keep them in another order."""
+    turned = canonical(Volume(volume.data, np.linalg.inv(like.affine) @ volume.affine))  # in the space of its indices
+    return Volume(turned.data, like.affine @ turned.affine)
 
 
 def _choose(path: Path, labels: list[int], label: Collection[int] | None) -> list[int]:
@@ -170,13 +184,46 @@ def _choose(path: Path, labels: list[int], label: Collection[int] | None) -> lis
     return chosen
 
 
+def read_label_names(path: Path) -> dict[int, str]:
+    """Return the names of a mask's values, by value, where it is a segmentation of 3D Slicer; none of another file.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    if image_suffix(path) not in SEGMENTATIONS:
+        return {}
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with library(path):
+        reader.ReadImageInformation()
+    known = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    values = {key.removesuffix("_LabelValue"): known[key] for key in known if SEGMENT_VALUE.fullmatch(key)}
+    return {int(value): known.get(f"{segment}_Name", "") for segment, value in values.items() if value.isdecimal()}
+
+
 def read_made_by(path: Path) -> str:
     """Return what a NIfTI file that `write_image` has written says of its making; "" where it says nothing."""
+    return _noted(path, "descrip")
+
+
+def read_made_of(path: Path) -> str:
+    """Return the `scan_note` of the scan that a mask or map was made of; "" where its header has none."""
+    found = _noted(path, "aux_file")
+    return found if SCAN_NOTE.fullmatch(found) else ""  # other programs write there, too
+
+
+def _noted(path: Path, field: str) -> str:
+    """Return the text in a field of a NIfTI header; "" where there is none."""
     try:
-        found = nibabel.load(path).header["descrip"]
+        found = nibabel.load(path).header[field]
     except (OSError, KeyError, IndexError, filebasedimages.ImageFileError):
         return ""
     return bytes(found.item()).decode("ascii", "replace")
+
+
+def scan_note(path: Path) -> str:
+    """Return what a mask notes of the place of its scan: no name, which may be a patient's, but a digest."""
+    return f"scan {hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
 
 
 def write_image(path: Path, data: np.ndarray, *, like: Image, made_by: str = "") -> None:
@@ -186,7 +233,8 @@ def write_image(path: Path, data: np.ndarray, *, like: Image, made_by: str = "")
       path: its suffix chooses the format: .nii, .nii.gz, .nrrd or .mha.
       data: on the image's grid; floats are stored as float32, bool and integers in 0..255 as uint8, others as they are.
       like: the image; NIfTI to NIfTI keeps its header.
-      made_by: what made it, for the header (`descrip`; in NRRD and MetaImage a field `made_by`), up to 79 characters.
+      made_by: what made it, for the header (`descrip`; in NRRD and MetaImage a field `made_by`), up to 79 characters;
+        a NIfTI header then has the `scan_note` of the image, too (`aux_file`).
 
     Raises:
       ValueError: `data` has another shape than the image.
@@ -233,6 +281,7 @@ def _to_nifti(data: np.ndarray, like: Image, made_by: str) -> nibabel.Nifti1Imag
     header.set_slope_inter(1, 0)
     if made_by:
         header["descrip"] = made_by.encode("ascii", "replace")
+        header["aux_file"] = scan_note(like.path).encode("ascii")
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would show a mask black
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     return kind(data, like.volume.affine, header)

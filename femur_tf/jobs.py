@@ -112,12 +112,21 @@ def require_kept(job: Job) -> None:
 
 
 def warn_of_others(passed: Sequence[Job], origin: Origin) -> None:
-    """Warn of masks that are passed over and that another model made, or another version of it."""
+    """Warn of masks that are passed over and that another model made, another version of it, or of another scan."""
     others = [job.name for job in passed if not origin.made(image_io.read_made_by(job.mask))]
     if others:
         command.warn(
             f"{passed[0].mask.parent}: expected masks of {origin.text}. Received: masks of another model or version, "
             f"which are passed over: {listed(others, 10)}. Pass --overwrite to replace them, or choose another folder."
+        )
+    elsewhere = [
+        job.name for job in passed if image_io.read_made_of(job.mask) not in ("", image_io.scan_note(job.image))
+    ]
+    if elsewhere:
+        command.warn(
+            f"{passed[0].mask.parent}: expected masks of these scans. Received: masks that were made from scans "
+            f"elsewhere, which are passed over: {listed(elsewhere, 10)}. If these are other scans of the same names, "
+            "choose another folder; after a move of the scans nothing is wrong."
         )
 
 

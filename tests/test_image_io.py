@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel import orientations
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
@@ -24,8 +25,11 @@ from femur_tf.errors import DataError
 from femur_tf.image_io import (
     Image,
     read_image,
+    read_label_names,
     read_made_by,
+    read_made_of,
     read_mask,
+    scan_note,
     write_image,
 )
 from femur_tf.image_names import case_name, check_suffix, list_images
@@ -109,6 +113,7 @@ def _write_series(
         ("hip.v2.NII.GZ", "hip.v2"),
         ("a.nii", "a"),
         ("a.nrrd", "a"),
+        ("a.Seg.nrrd", "a"),  # of 3D Slicer
         ("a.mhd", "a"),
         ("series_3", "series_3"),  # a DICOM folder
         ("notes.txt", "notes.txt"),
@@ -151,14 +156,73 @@ def test_what_is_no_case_of_a_folder_is_said(tmp_path, capsys):
     assert not told.err
 
 
-@pytest.mark.parametrize("deep", ["patient/series", "patient/study/series"])
-def test_slices_that_lie_deeper_are_pointed_to(tmp_path, capsys, deep):
-    (tmp_path / deep).mkdir(parents=True)
-    _write_series(tmp_path / deep, number=1)
-    assert list_images(tmp_path) == {}
+def test_series_that_lie_deeper_are_named_by_their_path(tmp_path, capsys):
+    deep = ["P1/ST0/SE0", "P1/ST0/SE1.0", "P2/ST0/SE0", "SE0", "P3/.cache/SE0", ".trash/SE0"]
+    for name in deep:
+        (tmp_path / name).mkdir(parents=True)
+        _write_series(tmp_path / name, number=1)
+    (tmp_path / "P1" / "report.txt").touch()
+    _save(tmp_path / "a.nii", _data())
+    assert list_images(tmp_path) == {
+        name: tmp_path / path for name, path in [("P1_ST0_SE0", deep[0]), ("P1_ST0_SE1.0", deep[1])]
+    } | {"P2_ST0_SE0": tmp_path / deep[2], "SE0": tmp_path / "SE0", "a": tmp_path / "a.nii"}
     told = capsys.readouterr()
-    assert "1 passed over, neither an image nor a folder of DICOM slices: patient\n" in told.out
-    assert f"warning: {tmp_path}: DICOM files in {tmp_path / deep} are passed over. Hand in the folder" in told.err
+    assert "1 passed over, neither an image nor a folder of DICOM slices: P3\n" in told.out
+    assert not told.err
+
+
+def test_images_that_lie_deeper_are_no_cases(tmp_path):
+    """Masks of an earlier run, for instance."""
+    (tmp_path / "masks").mkdir()
+    _save(tmp_path / "masks" / "a.nii.gz", _data())
+    assert list_images(tmp_path) == {}
+
+
+def test_each_file_of_a_tree_is_opened_once(tmp_path, monkeypatch):
+    opened, real = [], Path.open
+    (tmp_path / "P1" / "ST0").mkdir(parents=True)
+    for name in ("P1/a", "P1/b", "P1/ST0/c"):
+        (tmp_path / name).write_bytes(b"no slice")
+    _write_series(tmp_path / "P1" / "ST0" / "SE0", number=3)
+    monkeypatch.setattr(Path, "open", lambda path, *a: (opened.append(path.name), real(path, *a))[1])
+    assert list(list_images(tmp_path)) == ["P1_ST0_SE0"]
+    assert len(opened) == len(set(opened)) == 4  # of a series, the first slice
+
+
+def test_links_in_a_circle_end_and_what_they_lead_to_is_found_once(tmp_path):
+    _linked(tmp_path / "scans" / "P2" / "ST0" / "up", tmp_path / "scans")
+    _linked(tmp_path / "scans" / "A", tmp_path / "scans" / "P2")  # before it by name
+    _linked(tmp_path / "scans" / "P1", tmp_path / "elsewhere" / "P1")
+    _linked(tmp_path / "elsewhere" / "P1" / "back", tmp_path / "scans" / "P1")
+    _linked(tmp_path / "scans" / "hip_01", tmp_path / "scans" / "P2" / "ST0" / "SE1")  # a name of the user's
+    for name in ("scans/P2/ST0/SE0", "scans/P2/ST0/SE1", "elsewhere/P1/SE0"):
+        _write_series(tmp_path / name, number=1)
+    assert list(list_images(tmp_path / "scans")) == ["P1_SE0", "P2_ST0_SE0", "hip_01"]
+
+
+def _linked(link: Path, target: Path) -> None:
+    """Make a link to a folder, and the folders that it takes."""
+    for folder in (link.parent, target):
+        folder.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+
+
+def test_series_below_a_folder_of_slices_are_warned_of(tmp_path, capsys):
+    (tmp_path / "P1" / "ST0").mkdir(parents=True)
+    for folder in (tmp_path / "P1", tmp_path / "P1" / "ST0" / "SE0"):
+        _write_series(folder, number=1)
+    assert list_images(tmp_path) == {"P1": tmp_path / "P1"}
+    assert f"warning: {tmp_path / 'P1'}: DICOM files in {tmp_path / 'P1/ST0/SE0'} are passed over, as" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_name_of_a_path_and_one_of_a_folder_are_told_apart(tmp_path):
+    for name in ("P1/SE0", "P1_SE0"):
+        (tmp_path / name).mkdir(parents=True)
+        _write_series(tmp_path / name, number=1)
+    with pytest.raises(DataError, match=r"P1_SE0: expected one image a case\. Received: P1/SE0 has the same case name"):
+        list_images(tmp_path)
 
 
 def _unreadable(monkeypatch, *names: str) -> None:
@@ -174,12 +238,13 @@ def _unreadable(monkeypatch, *names: str) -> None:
         monkeypatch.setattr(Path, function, refuse)
 
 
-def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["lost+found", "disk/lost+found"])
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch, capsys, name):
     _save(tmp_path / "a.nii", _data())
-    (tmp_path / "lost+found").mkdir()
+    (tmp_path / name).mkdir(parents=True)
     _unreadable(monkeypatch, "lost+found")
     assert list(list_images(tmp_path)) == ["a"]
-    assert f"warning: {tmp_path / 'lost+found'}: expected a folder that can be read. Received: Permission" in (
+    assert f"warning: {tmp_path / name}: expected a folder that can be read. Received: Permission" in (
         capsys.readouterr().err
     )
 
@@ -288,7 +353,28 @@ def test_what_made_a_file_stands_in_its_header(tmp_path, suffix):
 @pytest.mark.parametrize("content", [b"", b"no image", b"made_by = femur_tf"])
 def test_a_file_that_says_nothing_of_its_making_says_nothing(tmp_path, content):
     (tmp_path / "mask.nii.gz").write_bytes(content)
-    assert read_made_by(tmp_path / "mask.nii.gz") == ""
+    assert read_made_by(tmp_path / "mask.nii.gz") == read_made_of(tmp_path / "mask.nii.gz") == ""
+
+
+def test_a_mask_notes_of_which_scan_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("P1", "P2"):
+        (tmp_path / folder).mkdir()
+        scan = read_image(_save(Path(folder) / "scan.nii.gz", _data()))
+        write_image(Path(folder) / "mask.nii", scan.volume.data > 60, like=scan, made_by="femur_tf 0.1.0")
+    one, other = (tmp_path / folder / "scan.nii.gz" for folder in ("P1", "P2"))
+    assert [read_made_of(path.with_name("mask.nii")) for path in (one, other)] == [scan_note(one), scan_note(other)]
+    assert scan_note(one) != scan_note(other)
+
+
+def test_what_other_programs_write_in_the_place_of_the_note_is_none(tmp_path):
+    source = nibabel.Nifti1Image(_data(), OBLIQUE)
+    source.header["aux_file"] = b"scan of the left hip"
+    nibabel.save(source, tmp_path / "scan.nii")
+    scan = read_image(tmp_path / "scan.nii")
+    write_image(tmp_path / "mask.nii", scan.volume.data > 60, like=scan)
+    assert nibabel.load(tmp_path / "mask.nii").header["aux_file"] == b"scan of the left hip"
+    assert read_made_of(tmp_path / "mask.nii") == ""
 
 
 def _mask_of(tmp_path: Path, path: Path, like: Image) -> Path:
@@ -561,6 +647,52 @@ def test_two_axes_are_refused(tmp_path):
         read_image(_save(tmp_path / "a.nii", np.zeros((3, 4), np.int16)))
 
 
+SEGMENTS = """NRRD0004
+type: unsigned char
+dimension: {dimension}
+space: left-posterior-superior
+sizes: {sizes}
+space directions: {directions} (1,0,0) (0,1,0) (0,0,2)
+kinds: {kinds} domain domain domain
+encoding: raw
+space origin: (0,0,0)
+Segment0_ID:=Segment_1
+Segment0_LabelValue:=1
+Segment0_Name:=femur
+
+"""
+"""A header of 3D Slicer: layers are the first axis, where there are several."""
+
+
+def _segments(path: Path, data: np.ndarray) -> Path:
+    """Write a segmentation as 3D Slicer does, (layer, x, y, z) or (x, y, z)."""
+    directions, kinds = ("none", "list") if data.ndim == 4 else ("", "")
+    sizes = " ".join(map(str, data.shape))
+    header = SEGMENTS.format(dimension=data.ndim, sizes=sizes, directions=directions, kinds=kinds)
+    path.write_bytes(header.encode() + data.astype(np.uint8).tobytes(order="F"))
+    return path
+
+
+def test_a_segmentation_of_slicer_is_a_mask_of_its_scan(tmp_path):
+    like = read_image(_save(tmp_path / "scan.nii", _data((3, 4, 5)), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    path = _segments(tmp_path / "scan.seg.nrrd", _data((3, 4, 5)) > 30)
+    np.testing.assert_array_equal(read_mask(path, like=like, label=None), like.volume.data > 30)
+    assert read_label_names(path) == {1: "femur"}
+
+
+def test_other_masks_name_no_values(tmp_path, scan):
+    write_image(tmp_path / "mask.nrrd", scan.volume.data > 60, like=scan, made_by="femur_tf 0.1.0")
+    assert read_label_names(tmp_path / "mask.nrrd") == read_label_names(scan.path) == {}
+
+
+def test_segments_that_overlap_are_refused_with_the_way_out(tmp_path, scan):
+    path = _segments(tmp_path / "mask.seg.nrrd", np.ones((2, 4, 5, 6)))
+    with pytest.raises(
+        DataError, match=r"expected segments that do not overlap\. Received: shape \(4, 5, 6\), 2 v.*as a labelmap"
+    ):
+        read_mask(path, like=scan, label=None)
+
+
 def test_colours_and_complex_values_are_refused(tmp_path):
     sitk.WriteImage(sitk.Image([3, 4, 5], sitk.sitkVectorUInt8, 3), str(tmp_path / "a.nrrd"))
     with pytest.raises(DataError, match=r"Received: shape .* 3 values a voxel"):
@@ -823,11 +955,13 @@ def test_a_folder_without_dicom_is_refused(tmp_path, content):
 
 
 def test_two_series_in_a_folder_are_named(tmp_path):
-    _write_series(tmp_path / "both", series="1.2.3.4")
-    _write_series(tmp_path / "both", series="1.2.3.5")
-    with pytest.raises(
-        DataError, match=r"Received: 2 series \(1\.2\.3\.4.*, 1\.2\.3\.5.*\).*slices of just one series"
-    ):
+    _write_series(tmp_path / "both", series="1.2.3.4", number=3)
+    for index in range(3):
+        _changed(tmp_path / "both", index, SeriesNumber=301, SeriesDescription="t1_tse_cor ")
+    _write_series(tmp_path / "both", series="1.2.3.5", number=2)
+    first, second = r"number 301, t1_tse_cor, 3 slices", r"number unknown, no description, 2 slices"
+    words = rf"Received: 2 series: 1\.2\.3\.4\S* \({first}\), 1\.2\.3\.5\S* \({second}\)\. .*of just one series"
+    with pytest.raises(DataError, match=words):
         read_image(tmp_path / "both")
 
 
@@ -1083,11 +1217,24 @@ def test_a_mask_with_a_rounded_header_is_on_the_grid_of_its_image(tmp_path):
     assert read_mask(rounded, like=scan, label=None).all()
 
 
-def test_a_mask_turned_like_another_axis_order_is_refused(tmp_path):
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SPL", "AIR"])
+@pytest.mark.parametrize("degrees", [0.0, 45.0])
+def test_a_mask_in_another_axis_order_is_on_the_grid_of_its_image(tmp_path, codes, degrees):
+    """As of a copy that was converted for drawing. At 45 degrees, rounding decides which axes are canonical."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("z", degrees, degrees=True).as_matrix() @ np.diag([0.9, 0.9, 3.0])
+    scan = read_image(_save(tmp_path / "scan.nii", _data(), affine.round(4)))
+    turn = orientations.axcodes2ornt(codes)
+    data = orientations.apply_orientation((_data() > 60).astype(np.uint8), turn)
+    path = _save(tmp_path / "mask.nii", data, affine @ orientations.inv_ornt_aff(turn, (4, 5, 6)))
+    np.testing.assert_array_equal(read_mask(path, like=scan, label=None), _data() > 60)
+
+
+def test_a_mask_of_a_mirrored_affine_is_refused(tmp_path):
     """Same shape and spacing, so that only the affine tells."""
     scan = read_image(_save(tmp_path / "scan.nii", _data((4, 4, 4)), np.eye(4)))
     path = _save(tmp_path / "mask.nii", np.zeros((4, 4, 4), np.uint8), np.diag([-1.0, 1.0, 1.0, 1.0]))
-    with pytest.raises(DataError, match=r"up to 6 mm away.*Resample the mask"):
+    with pytest.raises(DataError, match=r"up to 3 mm away.*Resample the mask"):
         read_mask(path, like=scan, label=None)
 
 

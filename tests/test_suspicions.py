@@ -22,6 +22,7 @@ ORDINARY = Facts(
     borders=(),
     half="both",
     medians=2.0,
+    label_names={2: "femur"},
 )
 
 
@@ -50,6 +51,7 @@ def test_an_ordinary_case_is_not_suspicious() -> None:
         ({"parts": (2000, 1901), "femurs_mm3": (2000.0, 1901.0)}, "volume", "femur of 3.9 cm3, the median is 1.9 cm3"),
         ({"parts": (487, 487), "femurs_mm3": (487.0, 487.0)}, "volume", "femur of 1.0 cm3"),
         ({"mask_digest": "2"}, "same mask", "the same mask as 2"),
+        ({"label_names": {2: "Pelvis"}}, "name", "mask value 2 is named Pelvis, in most cases femur: are values exch"),
     ],
 )
 def test_an_odd_case_is_named_with_the_reason(changes: dict[str, object], kind: str, words: str) -> None:
@@ -75,6 +77,11 @@ def test_the_limit_itself_is_not_suspicious(changes: dict[str, object]) -> None:
 def test_a_cohort_of_single_femurs_is_ordinary() -> None:
     single = dataclasses.replace(ORDINARY, parts=(1000,), femurs_mm3=(1000.0,))
     assert suspicions([single], DATA, {"odd": 1}) == {"odd": ()}
+
+
+@pytest.mark.parametrize("names", [{}, {2: "Femur"}])
+def test_a_mask_without_names_or_in_other_letters_is_not_suspicious(names: dict[int, str]) -> None:
+    assert _found(label_names=names) == []
 
 
 def test_fewer_femur_voxels_than_bone_examples_are_told() -> None:
