@@ -1,7 +1,8 @@
 """The JSON file of `--report`: what is known of each mask, by where the mask lies from the report.
 
-{"masks/hip_01.nii.gz": {"scan": "hip_01", "parts": 2, "made_by": {"model": "femur_t1_coronal", ...}, "flagged": false,
-"reasons": [], "measures": {...}}, "masks/hip_02.nii.gz": {"scan": "hip_02", "error": "..."}}
+{"masks/hip_01.nii.gz": {"scan": "hip_01", "image": "/scans/hip_01.nii.gz", "left_mm3": 118240.1, "right_mm3": 120013.9,
+"parts": 2, "made_by": {"model": "femur_t1_coronal", ...}, "flagged": false, "reasons": [], "measures": {...}},
+"masks/hip_02.nii.gz": {"scan": "hip_02", "image": "/scans/hip_02.nii.gz", "error": "..."}}
 
 Scans of several patients may have one name; their masks do not lie in one place.
 """
@@ -47,14 +48,24 @@ def _key(path: Path, mask: Path) -> str:
     return Path(os.path.relpath(place, path.parent.resolve())).as_posix()
 
 
-def add(path: Path, job: Job, *, parts: int, quality: Quality, origin: Origin) -> None:
+def add(path: Path, job: Job, *, sides_mm3: tuple[float, float], parts: int, quality: Quality, origin: Origin) -> None:
     """Write what is known of one mask.
+
+    Args:
+      path: of the report.
+      job: the scan.
+      sides_mm3: volumes of the patient's left and right femur, as `postprocess.sides` tells them.
+      parts: of the mask.
+      quality: its measures, and why to look at it.
+      origin: the model.
 
     Raises:
       DataError: as `read` does.
       WriteError: no room for it.
     """
-    _put(path, job, {"scan": job.name, "parts": parts, "made_by": origin.to_dict(), **quality.to_dict()})
+    left_mm3, right_mm3 = sides_mm3
+    known = {"left_mm3": left_mm3, "right_mm3": right_mm3, "parts": parts, "made_by": origin.to_dict()}
+    _put(path, job, known | quality.to_dict())
 
 
 def add_failure(path: Path | None, job: Job, error: Exception) -> None:
@@ -64,13 +75,13 @@ def add_failure(path: Path | None, job: Job, error: Exception) -> None:
       DataError, WriteError: as `add` does.
     """
     if path:
-        _put(path, job, {"scan": job.name, "error": str(error)})
+        _put(path, job, {"error": str(error)})
 
 
 def _put(path: Path, job: Job, row: Mapping[str, Any]) -> None:
     """Write the row of one scan; what the file says of others stays, those of another run at the time too."""
     with files.locked(path, "Wait for it.", wait=True):
-        rows = read(path) | {_key(path, job.mask): row}
+        rows = read(path) | {_key(path, job.mask): {"scan": job.name, "image": str(job.image.resolve()), **row}}
         with library(path, "room for a report", "Free space, or write elsewhere.", WriteError):
             files.write_json(path, rows)
 

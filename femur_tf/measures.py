@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from femur_tf import log_odds, metrics, postprocess
-from femur_tf.volume import Volume, canonical, mask_to_working
+from femur_tf.volume import Volume, canonical, from_working, mask_to_working, to_working
 
 ODDS = 4.0
 """The cut-off is moved by this factor of its odds, either way, to see what depends on it."""
@@ -54,7 +54,10 @@ def profile(probability: Volume, mask: np.ndarray, working: Volume, cutoff: floa
         raise ValueError(f"expected a bool mask {probability.shape}. Received: {mask.dtype} {mask.shape}")
     upright = canonical(Volume(mask, probability.affine))
     bone = mask_to_working(mask, probability.affine, working)
-    measures = _of_mask(upright, bone) | _of_doubt(canonical(probability).data, upright.data, cutoff)
+    measures = _of_mask(upright, bone, working.spacing_mm)
+    measures |= _of_doubt(canonical(probability).data, upright.data, cutoff)
+    # On the scan's own grid a boundary would be as wide as its voxels, and surer or less sure with them.
+    measures["boundary_bits"] = _boundary_bits(_on_working(probability, working), bone)
     grey = working.data
     samples = {
         "grey": grey[grey >= BODY_GREY],
@@ -64,8 +67,13 @@ def profile(probability: Volume, mask: np.ndarray, working: Volume, cutoff: floa
     return Profile(measures, {name: _quantiles(sample) for name, sample in samples.items()})
 
 
-def _of_mask(mask: Volume, bone: np.ndarray) -> dict[str, float]:
-    """Measure a mask on canonical axes, and the same on the working grid."""
+def _on_working(probability: Volume, working: Volume) -> np.ndarray:
+    """Bring a map from the scan's own grid to the working grid, as `mask_to_working` brings a mask."""
+    return from_working(to_working(probability, working.spacing_mm), working)
+
+
+def _of_mask(mask: Volume, bone: np.ndarray, working_mm: Sequence[float]) -> dict[str, float]:
+    """Measure a mask on canonical axes, and the same on the working grid with its spacing."""
     spacing_mm, data = np.array(mask.spacing_mm), mask.data
     box = metrics.bounding_box(data)
     inner = data[box]
@@ -79,6 +87,7 @@ def _of_mask(mask: Volume, bone: np.ndarray) -> dict[str, float]:
         "parts": float(postprocess.count_parts(inner)) if inner.size else 0.0,
         "smaller_side": float(sides.min() / sides.max()) if sides.any() else math.nan,
         "left_half": _left_half(bone),
+        "beyond_mm": _beyond_mm(bone, working_mm),
     }
     result |= {f"extent_{axis}_mm": float(value) for axis, value in zip(AXES, extent, strict=True)}
     result |= {f"balance_{axis}": float(value) for axis, value in zip(AXES[1:], balance[1:], strict=True)}
@@ -95,19 +104,32 @@ def _left_half(bone: np.ndarray) -> float:
     return float(left / along.sum()) if along.any() else math.nan
 
 
-def _of_doubt(probability: np.ndarray, mask: np.ndarray, cutoff: float) -> dict[str, float]:
-    """Measure the doubt in a map; all is NaN for an empty mask."""
+def _beyond_mm(bone: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Return how far the working grid goes on beyond a mask on it across the slices, where it ends sooner, mm."""
+    axis = int(np.argmax(spacing_mm))
+    held = np.flatnonzero(bone.any(axis=tuple(other for other in range(3) if other != axis)))
+    return float(min(held[0], bone.shape[axis] - 1 - held[-1]) * spacing_mm[axis]) if held.size else math.nan
+
+
+def _boundary_bits(probability: np.ndarray, mask: np.ndarray) -> float:
+    """Return the mean entropy of a map on either side of a mask's boundary, bits a voxel; NaN for an empty mask."""
     if not mask.any():
-        return dict.fromkeys(DOUBTS, math.nan)
+        return math.nan
     box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in metrics.bounding_box(mask))
     inner = mask[box]
     shell = ndimage.binary_dilation(inner) & ~ndimage.binary_erosion(inner)
     p = np.clip(probability[box][shell].astype(np.float64), 1e-6, 1 - 1e-6)
-    bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean())
+
+
+def _of_doubt(probability: np.ndarray, mask: np.ndarray, cutoff: float) -> dict[str, float]:
+    """Measure the doubt in a map; all is NaN for an empty mask."""
+    if not mask.any():
+        return dict.fromkeys(DOUBTS, math.nan)
     lower, higher = (log_odds.times(cutoff, factor) for factor in (1 / ODDS, ODDS))
     return {
         "certainty": float(probability[mask].mean(dtype=np.float64)),
-        "boundary_bits": float(bits.mean()),
+        "boundary_bits": math.nan,
         "cutoff_dice": metrics.dice(probability >= lower, probability >= higher),
         "steps_dice": metrics.dice(probability >= cutoff, mask),
     }

@@ -129,9 +129,11 @@ def small_clusters(mask: np.ndarray, min_mm3: float, spacing_mm: Spacing) -> np.
 def largest(mask: np.ndarray, k: int) -> np.ndarray:
     """Keep the `k` largest 26-connected clusters; of equal ones those that come first in array order.
 
+    One below `PART_SHARE` of the largest is an island and goes, too: of two femurs a scan may show one.
+
     Args:
       mask: bool, (X, Y, Z).
-      k: how many; with fewer clusters all stay.
+      k: how many, at most.
 
     Returns:
       The clusters kept, bool, (X, Y, Z).
@@ -139,6 +141,7 @@ def largest(mask: np.ndarray, k: int) -> np.ndarray:
     labels, voxels = _clusters(mask, _ANY_NEIGHBOUR)
     kept = np.zeros(voxels.size, bool)
     kept[1 + np.argsort(-voxels[1:], kind="stable")[:k]] = True
+    kept &= voxels >= PART_SHARE * voxels[1:].max(initial=0)
     return np.asarray(kept[labels])
 
 
@@ -201,6 +204,15 @@ def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
         x_mm = np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3]  # (N,)
         labels[voxels] = np.where(x_mm > _middle_mm(x_mm), RIGHT, LEFT)
     return labels
+
+
+def lone_mm(mask: np.ndarray, affine: np.ndarray) -> float | None:
+    """Return the RAS x in mm of the centre of a mask that `sides` takes for one femur; None of two, or of no bone."""
+    voxels = np.nonzero(mask)
+    if not voxels[0].size:
+        return None
+    x_mm = np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3]  # (N,)
+    return None if np.ptp(x_mm) >= ONE_FEMUR_MM else float(x_mm.mean())
 
 
 def part_voxels(mask: np.ndarray, *, share: float = 0.0) -> np.ndarray:

@@ -47,6 +47,8 @@ class Measure:
     """A spread counts at least this share of the cohort's median: a small cohort hides its own."""
     least: float = 0.0
     """And at least this much, for a measure whose median may be 0."""
+    enough: float = 0.0
+    """Share of the cohort's lowest value that is enough, and the lower limit, in place of one by spreads; 0: none."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -54,6 +56,7 @@ MEASURES: dict[str, Measure] = {
     "parts": Measure("number of parts", "both", least_spread=0),
     "smaller_side": Measure("smaller femur as a share of the larger", "low"),
     "left_half": Measure("share that lies in the left half of the scan", "both", least_spread=0, least=0.2),
+    "beyond_mm": Measure("distance from the mask to the end of the scan, across the slices", "low", "mm", enough=0.5),
     **{f"extent_{axis}_mm": Measure(f"extent towards {axis}", "both", "mm") for axis in AXES},
     **{f"balance_{axis}": Measure(f"centre along its extent towards {axis}", "both") for axis in AXES[1:]},
     **{
@@ -174,7 +177,8 @@ def _limits(values: np.ndarray, measure: Measure) -> Limits | None:
         return None
     spread = max(float(known.max() - known.min()), measure.least_spread * float(np.median(known)), measure.least)
     margin = MARGIN * max(1.0, ENOUGH / known.size) * spread
-    return Limits(max(0.0, float(known.min()) - margin), float(known.max()) + margin)
+    low = measure.enough * float(known.min()) if measure.enough else float(known.min()) - margin
+    return Limits(max(0.0, low), float(known.max()) + margin)
 
 
 def _reason(name: str, value: float, limits: Limits | None) -> str | None:

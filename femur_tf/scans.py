@@ -22,6 +22,8 @@ from femur_tf.origin import Origin
 
 SPACING_RATIO = 1.5
 """A scan whose spacing differs from the model's by more, along any axis, is warned about."""
+SURE_MM = 40.0
+"""Femoral heads lie about 90 mm to either side of the middle: a lone femur nearer than this may have been moved."""
 PREPARING_BYTES = 12
 """Taken for a voxel of the larger one of the scan's own grid and the working grid, while one becomes the other."""
 CORRECTING_BYTES = 20
@@ -173,6 +175,20 @@ def _coarse(scan: Prepared) -> tuple[str, ...]:
     )
 
 
+def _tell_side(job: Job, mask: np.ndarray, affine: np.ndarray) -> None:
+    """Say how the side of a lone femur is known: by where the scan lies, which a stack that was moved does not tell."""
+    x_mm = postprocess.lone_mm(mask, affine)
+    if x_mm is None:
+        return
+    text = (
+        f"{job.name}: one femur, taken for the {'right' if x_mm > 0 else 'left'} one, as it lies at x = {x_mm:+.0f} mm"
+    )
+    if abs(x_mm) < SURE_MM:
+        command.warn(f"{text}, near the middle. Check the side.")
+    else:
+        command.say(f"{text}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Finishing:
     """How the maps of a run become masks, and what is said of them."""
@@ -209,14 +225,19 @@ def finish(job: Job, scan: Prepared, probability: np.ndarray, how: Finishing, *,
     mask = postprocess.apply(own, how.recipe, spacing_mm=image.volume.spacing_mm)
     judged = quality.assess(volume.Volume(own, image.volume.affine), mask, scan.working, how.recipe.cutoff, how.cohort)
     judged = dataclasses.replace(judged, reasons=judged.reasons + _coarse(scan))
-    labels = postprocess.sides(mask, image.volume.affine) if how.sides else mask
+    sides = postprocess.sides(mask, image.volume.affine)
+    if how.sides:
+        _tell_side(job, mask, image.volume.affine)
     parts = postprocess.count_parts(mask)
     jobs.require_kept(job)
     if how.report:
-        mask_report.add(how.report, job, parts=parts, quality=judged, origin=how.origin)
+        voxel_mm3 = float(np.prod(image.volume.spacing_mm))
+        left_mm3, right_mm3 = (int((sides == one).sum()) * voxel_mm3 for one in (postprocess.LEFT, postprocess.RIGHT))
+        volumes = left_mm3, right_mm3
+        mask_report.add(how.report, job, sides_mm3=volumes, parts=parts, quality=judged, origin=how.origin)
     made_by = how.origin.text
     # Both are whole before the map, then the mask, has its name.
-    with image_io.written(job.mask, labels, like=image, made_by=made_by):
+    with image_io.written(job.mask, sides if how.sides else mask, like=image, made_by=made_by):
         if job.probability:
             image_io.write_image(job.probability, own, like=image, made_by=made_by)
     if judged.flagged:

@@ -31,7 +31,7 @@ from femur_tf.origin import Origin
 HALF = 2e-3
 """Kept maps are float16, and are calibrated after that; the folded network is calibrated before."""
 ORIGIN = Origin("femur", "1", "0123456789abcdef")
-KNOWN = {"parts": 2, "origin": ORIGIN}
+KNOWN = {"sides_mm3": (1.0, 2.0), "parts": 2, "origin": ORIGIN}
 
 
 def job(name, mask):
@@ -129,7 +129,8 @@ def test_a_report_names_a_scan_that_failed_until_it_has_a_mask(tmp_path, capsys)
     report, one = tmp_path / "report.json", job("scan", tmp_path / "mask.nii.gz")
     mask_report.add_failure(None, one, DataError("broken"))  # no report is asked for
     mask_report.add_failure(report, one, DataError("broken"))
-    assert files.read_json(report) == {"mask.nii.gz": {"scan": "scan", "error": "broken"}}
+    row = {"scan": "scan", "image": str(tmp_path.resolve() / "scan.nii.gz"), "error": "broken"}
+    assert files.read_json(report) == {"mask.nii.gz": row}
     assert mask_report.flagged(report, [one], strict=True) == []
     assert "no report names them: scan" in capsys.readouterr().err
     mask_report.add(report, one, quality=quality.Quality({}, ("odd",)), **KNOWN)

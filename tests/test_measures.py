@@ -113,6 +113,25 @@ def test_doubt_shows_in_every_measure_of_it():
     assert doubtful["cutoff_dice"] == 0  # nothing is left above the higher cut-off
 
 
+@pytest.mark.parametrize(
+    ("side", "beyond_mm"), [((3, 5), 6.0), ((0, 5), 0.0), ((4, 8), 0.0), ((1, 4), 2.0), ((5, 7), 2.0)]
+)
+def test_how_far_the_scan_goes_on_across_the_slices(side, beyond_mm):
+    case = boxed((10, 8, 6), (0, 10), side, (0, 6))  # slices lie 2 mm apart, along the second axis
+    assert measured(*case)["beyond_mm"] == beyond_mm
+
+
+def test_the_doubt_at_the_boundary_does_not_depend_on_the_scans_own_grid():
+    affine, rng = np.diag([1.0, 4.0, 1.0, 1.0]), np.random.default_rng(0)
+    x, y, z = np.indices((24, 12, 24)) - np.array([12, 6, 12])[:, None, None, None]
+    logits = (8 - np.sqrt(x**2 + (4 * y) ** 2 + z**2)) / 2 + rng.normal(0, 0.1, x.shape)
+    map_ = Volume((1 / (1 + np.exp(-logits))).astype(np.float32), affine)
+    working = Volume(np.full(map_.shape, 100, np.uint8), affine)
+    fine = to_working(map_, (1.0, 2.0, 1.0))
+    one, other = (measured(m, m.data >= CUTOFF, working)["boundary_bits"] for m in (map_, fine))
+    assert other == pytest.approx(one, rel=0.1)
+
+
 def test_what_the_steps_changed_shows():
     map_, mask, grey = boxed((10, 8, 6), (2, 6), (3, 5), (1, 4))
     map_.data[9, 7, :] = 0.9  # 6 voxels that a step took away, beside 24
@@ -159,7 +178,7 @@ def test_an_empty_mask_has_a_volume_of_zero_and_nothing_else_defined():
     map_, mask, grey = boxed((10, 8, 6), (2, 6), (3, 5), (1, 4))
     found = measures.profile(map_, np.zeros_like(mask), grey, CUTOFF)
     assert (found.measures["volume_mm3"], found.measures["parts"]) == (0, 0)
-    for name in (*measures.DOUBTS, "smaller_side", "left_half", "balance_superior"):
+    for name in (*measures.DOUBTS, "smaller_side", "left_half", "beyond_mm", "balance_superior"):
         assert math.isnan(found.measures[name])
     assert found.quantiles["bone"] == ()
 

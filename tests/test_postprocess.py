@@ -38,6 +38,8 @@ def _ids(step):
         (Step("largest", 2), ("###.#", ".....", "##...", "....."), ("###..", ".....", "##...", ".....")),
         (Step("largest", 1), ("##.##",), ("##...",)),  # of equal ones the first
         (Step("largest", 5), ("#.#",), ("#.#",)),
+        (Step("largest", 2), ("##########.#",), ("##########.#",)),
+        (Step("largest", 2), ("###########.#",), ("###########..",)),  # under a tenth of the largest: an island
         (Step("largest", 0), ("#.#",), ("...",)),
         (Step("fill_planes", 0.81), ("###.", "#.#.", "###."), ("###.", "###.", "###.")),
         (Step("fill_planes", 0.80), ("###", "#.#", "###"), ("###", "#.#", "###")),  # larger than the limit
@@ -136,6 +138,14 @@ def test_sides_by_hand(affine, voxels, expected):
     labels = postprocess.sides(mask, affine)
     assert labels.dtype == np.uint8
     assert "".join(map(str, labels[:, 0, 0])) == expected
+
+
+@pytest.mark.parametrize(
+    ("affine", "voxels", "x_mm"),
+    [(TO_RIGHT, "##..##", None), (TO_RIGHT, "......", None), (TO_RIGHT, "#.....", 0.0), (TO_LEFT, ".##...", 925.0)],
+)
+def test_where_a_lone_femur_lies(affine, voxels, x_mm):
+    assert postprocess.lone_mm(np.array([c == "#" for c in voxels])[:, None, None], affine) == x_mm
 
 
 def test_sides_follow_the_affine_not_the_axis_order():

@@ -80,6 +80,16 @@ def test_reasons_by_hand(changes, reasons):
     assert found.flagged == bool(reasons)
 
 
+@pytest.mark.parametrize(("beyond_mm", "flagged"), [(50.0, False), (23.5, False), (22.9, True), (0.0, True)])
+def test_half_of_the_fewest_slices_beyond_the_femur_are_enough(beyond_mm, flagged):
+    usual = quality.build([profile(beyond_mm=mm) for mm in (46.8, 90.0, 120.0)])
+    found = quality.judge(profile(beyond_mm=beyond_mm), usual)
+    text = (
+        f"distance from the mask to the end of the scan, across the slices: {beyond_mm:.3g} mm, usual is at least 23.4"
+    )
+    assert found.reasons == ((text,) if flagged else ())
+
+
 def test_reasons_come_in_the_order_of_the_measures():
     found = quality.judge(profile(parts=1.0, volume_mm3=1.0), cohort())
     assert [reason.partition(":")[0] for reason in found.reasons] == ["volume", "number of parts"]

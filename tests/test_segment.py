@@ -77,6 +77,21 @@ def test_mask_and_map_say_which_model_made_them_and_the_report_all_of_it(tmp_pat
     assert made_by["options"] == {"precision": "float32", "fast": True, "body_only": False, "fast_threshold": 0.13}
 
 
+@pytest.mark.parametrize(("x_mm", "side", "sure"), [(90, "right", True), (-90, "left", True), (8, "right", False)])
+def test_the_side_of_a_lone_femur_is_said_with_its_ground(tmp_path, model, capsys, x_mm, side, sure):
+    affine = np.diag([*tiny.SPACING_MM, 1.0])
+    affine[0, 3] = x_mm - 12  # the ball lies in the middle of 24 mm
+    scan, report = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"), affine), tmp_path / "report.json"
+    run(scan, tmp_path / "mask.nii.gz", model, sides=True, report=report)
+    shown = capsys.readouterr()
+    assert f"scan: one femur, taken for the {side} one, as it lies at x = {x_mm:+d} mm" in (shown.out + shown.err)
+    assert ("Check the side." in shown.err) != sure
+    row = files.read_json(report)["mask.nii.gz"]
+    other = "left" if side == "right" else "right"
+    assert (row[f"{side}_mm3"], row[f"{other}_mm3"]) == (row["measures"]["volume_mm3"], 0)
+    assert row["image"] == str(scan.resolve())
+
+
 def test_masks_of_another_model_that_are_passed_over_are_warned_of(tmp_path, model, loaded, monkeypatch, capsys):
     for name in "abc":
         bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
@@ -93,6 +108,28 @@ def test_masks_of_another_model_that_are_passed_over_are_warned_of(tmp_path, mod
     run(tmp_path / "scans", tmp_path / "masks", model, overwrite=True)
     run(tmp_path / "scans", tmp_path / "masks", model)
     assert "another model" not in capsys.readouterr().err
+
+
+def test_masks_of_other_scans_of_the_same_names_are_warned_of(tmp_path, model, capsys):
+    for patient in ("P1", "P2"):
+        for name in "ab":
+            bright.save(tmp_path / patient / f"{name}.nii.gz", tiny.scan(name))
+    run(tmp_path / "P1", tmp_path / "masks", model)
+    bright.save(tmp_path / "masks" / "b.nii.gz", tiny.scan("b"))  # drawn by hand
+    run(tmp_path / "P1", tmp_path / "masks", model)
+    assert "scans elsewhere" not in capsys.readouterr().err
+    run(tmp_path / "P2", tmp_path / "masks", model)
+    told = capsys.readouterr().err
+    assert "Received: masks that were made from scans elsewhere, which are passed over: a. If these are other" in told
+
+
+def test_series_of_several_patients_get_masks_of_their_own(tmp_path, model):
+    for patient in ("P1", "P2"):
+        series = tmp_path / "scans" / patient / "ST0" / "SE0"
+        series.mkdir(parents=True)
+        (series / "IM0").write_bytes(b"\0" * 128 + b"DICM")
+    todo = jobs.todo(SegmentArguments(tmp_path / "scans", tmp_path / "masks", model))
+    assert [job.mask.name for job in todo.jobs] == ["P1_ST0_SE0.nii.gz", "P2_ST0_SE0.nii.gz"]
 
 
 def test_a_report_has_a_row_for_a_scan_that_fails(tmp_path, model):
