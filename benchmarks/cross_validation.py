@@ -1,12 +1,14 @@
-"""How the `default` network does on cases that it has not seen: folds of a study's training and validation cases.
+"""How a network does on cases that it has not seen: folds of a study's training and validation cases.
 
 Example: python -m benchmarks.cross_validation work/ --minutes 10
 
-Each fold is left out once, as the test part of a study of its own (WORK/folds/): of the next fold's cases as many as a
-plan takes by default choose the recipe, so that cases take turns; all others train. `pooled` is the Dice with a recipe
-and a calibration that the left-out cases of the other folds have chosen: more annotated cases, none of them the case
-itself, though maps of another network. Test cases of the study are not read. A table and one JSON line; a killed run
-goes on where it stopped.
+Another than `default`: python -m benchmarks.cross_validation work/ --run wide --set model.filters=[24,48,96]
+
+Each fold is left out once, as the test part of a study of its own (WORK/folds/, of another run WORK/folds-NAME/): of
+the next fold's cases as many as a plan takes by default choose the recipe, so that cases take turns; all others train.
+`pooled` is the Dice with a recipe and a calibration that the left-out cases of the other folds have chosen: more
+annotated cases, none of them the case itself, though maps of another network. Test cases of the study are not read. A
+table and one JSON line; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,26 +27,21 @@ from femur_tf.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class Folds:
-    """What the folds of a study are made with."""
+class Folds(derived.Studies):
+    """Which folds of a study."""
 
-    work: command.Work
     folds: int = 3
-    minutes: float = 10.0
-    """Of training, each fold: minutes on the GPU, or CPU minutes over the number of cores."""
-    seed: int = 2017
-    """Of the assignment of cases to folds."""
+    """Number of folds."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldsArguments(Folds):
-    """Cross-validate the `default` network on the training and validation cases of a study.
+class FoldsArguments(Folds, derived.Making):
+    """Cross-validate a network on the training and validation cases of a study.
 
     Example: python -m benchmarks.cross_validation work/ --minutes 10
-    """
 
-    processes: int = 2
-    """Cases whose records are written side by side."""
+    The best of a search: python -m benchmarks.cross_validation work/ --run best --config work/tuning/best_config.json
+    """
 
 
 def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.Part]]:
@@ -73,28 +70,25 @@ def folds(names: Sequence[str], count: int, seed: int) -> list[dict[str, study.P
     return result
 
 
-def folder_of(arguments: Folds, number: int) -> Path:
-    """Return the folder of a fold's study."""
-    name = f"{arguments.folds}-{number}-{arguments.minutes:g}min-{arguments.seed}"
-    return arguments.work / "folds" / name
-
-
 def studies(arguments: Folds) -> dict[Path, dict[str, study.Part]]:
     """Return the folder of each fold's study, and the part of each case in it.
 
     Raises:
-      DataError: as `folds` does.
+      DataError: as `folds` and `derived.folder_of` do.
     """
     names = [case.name for case in study.read_plan(arguments.work).cases if case.part != "test"]
     found = folds(names, arguments.folds, arguments.seed)
-    return {folder_of(arguments, number): parts for number, parts in enumerate(found)}
+    return {
+        derived.folder_of(arguments, "folds", f"{arguments.folds}-{number}"): parts
+        for number, parts in enumerate(found)
+    }
 
 
-def pooled(folders: Sequence[Path]) -> dict[str, float]:
+def pooled(folders: Sequence[Path], run: str) -> dict[str, float]:
     """Return the Dice of each left-out case, with the recipe that the left-out cases of the other folds choose."""
     from femur_tf import calibration, case_maps, recipe
 
-    maps = [derived.left_out(folder)[1] for folder in folders]
+    maps = [derived.left_out(folder, run)[1] for folder in folders]
     result: dict[str, float] = {}
     for number, fold in enumerate(maps):
         others = [one for place, some in enumerate(maps) if place != number for one in some]
@@ -107,13 +101,10 @@ def pooled(folders: Sequence[Path]) -> dict[str, float]:
 
 def main(arguments: FoldsArguments) -> None:
     """Train and score every fold; print a table and one JSON line."""
-    found = studies(arguments)
+    found, settings = studies(arguments), derived.settings(arguments)
     quiet.start_tensorflow()
-    rows = []
-    for folder, parts in found.items():
-        derived.derive(arguments.work, folder, parts)
-        rows += derived.scores(folder, arguments.minutes, arguments.processes)
-    again = pooled(list(found))
+    rows = [row for folder, parts in found.items() for row in derived.scores(arguments, folder, parts, settings)]
+    again = pooled(list(found), arguments.run)
     table = np.array([[*(row[name] for name in scoring.MEASURES), again[row["case"]]] for row in rows], float)
     columns = (*scoring.MEASURES, "pooled")
     line = {
@@ -122,7 +113,8 @@ def main(arguments: FoldsArguments) -> None:
     }
     lines = [(row["case"], *(f"{v:.3f}" for v in values)) for row, values in zip(rows, table, strict=True)]
     last = ("mean", *(" ± ".join("nan" if v is None else f"{v:.3f}" for v in one.values()) for one in line.values()))
-    command.table(f"{arguments.folds} folds of {len(rows)} cases", ("case", *columns), [*sorted(lines), last])
+    title = f"Run {arguments.run}, {arguments.folds} folds of {len(rows)} cases"
+    command.table(title, ("case", *columns), [*sorted(lines), last])
     command.say(json.dumps(line | {"cases": {row["case"]: row["dice"] for row in rows}, "pooled_cases": again}))
 
 

@@ -3,6 +3,9 @@
 A derived study is an ordinary work folder below the study's own, made, trained and evaluated by the same code. A killed
 run goes on where it stopped; records, the bulk of it, are removed when the scores are there. `made_from.json` holds the
 digests of the scans and masks that it is made from, so that a mask that is corrected is noticed.
+
+    work/folds/...        with the run `default` (here of benchmarks.cross_validation)
+    work/folds-NAME/...   with the run NAME, of other settings
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import tyro
 
 from data_prep import write_records
 from femur_tf import command, config, evaluate, files, study, train
@@ -26,26 +31,89 @@ MEMORY_MB = 6000
 """For maps, in the process that has trained before and holds what that took."""
 
 
-def derive(work: Path, folder: Path, parts: Mapping[str, study.Part]) -> None:
-    """Write the plan of a derived study, with the patch rule of the `default` preset.
+@dataclasses.dataclass(frozen=True)
+class Studies:
+    """Which derived studies of a study."""
+
+    work: command.Work
+    run: str = PRESET
+    """Name of the run, and of the folder that its studies lie in: another one for other settings."""
+    minutes: float = 10.0
+    """Of training, each: minutes on the GPU, or CPU minutes over the number of cores."""
+    seed: int = 2017
+    """Of the order in which cases are taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Making(Studies):
+    """What derived studies are made with: settings are named as those of `femur_tf.train`."""
+
+    config: Path | None = None
+    """JSON file with `model` and `train` settings, such as a search's best_config.json, in place of the preset
+    `default`."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting to change, as NAME=VALUE with the value in JSON; once for each."""
+    processes: int = 2
+    """Cases whose records are written side by side."""
+
+
+def settings(arguments: Making) -> config.RunConfig:
+    """Return what each of the derived studies is made with; its `data` are those of its plan.
+
+    Raises:
+      DataError: as `train.settings` does; a time among them, which `--minutes` would overrule; a run or mined sets to
+        begin with, which lie in the study.
+    """
+    if times := [one for one in arguments.set if one.partition("=")[0] in ("train.minutes", "train.epochs")]:
+        raise DataError(f"--set: expected no training time. Received: {', '.join(times)}. Use --minutes.")
+    asked = train.TrainArguments(
+        arguments.work, preset=PRESET, config=arguments.config, set=arguments.set, minutes=arguments.minutes
+    )
+    found = train.settings(asked, study.read_plan(arguments.work).data)
+    if found.train.start or found.train.mined:
+        raise DataError(
+            f"Expected settings without a run to start from or mined sets: a study derived from {arguments.work} has "
+            f"none. Received: train.start={found.train.start!r}, train.mined={list(found.train.mined)}. "
+            "Leave them out: --set train.start=null --set train.mined=[]"
+        )
+    return found
+
+
+def folder_of(arguments: Studies, kind: str, name: str) -> Path:
+    """Return the folder of a derived study.
+
+    Args:
+      arguments: which of them.
+      kind: of what it is made for, such as "folds".
+      name: of it, beside time and seed.
+
+    Raises:
+      DataError: the name of the run would lead elsewhere.
+    """
+    own = kind if arguments.run == PRESET else f"{kind}-{arguments.run}"
+    return files.child(arguments.work, own) / f"{name}-{arguments.minutes:g}min-{arguments.seed}"
+
+
+def derive(work: Path, folder: Path, parts: Mapping[str, study.Part], data: config.DataConfig) -> None:
+    """Write the plan of a derived study.
 
     Args:
       work: the study.
       folder: of the derived one.
       parts: the part of each case that it takes.
+      data: what its records are made with.
 
     Raises:
       DataError: the folder holds a study of another plan, or of other scans and masks.
     """
     plan = study.read_plan(work)
     cases = tuple(dataclasses.replace(case, part=parts[case.name]) for case in plan.cases if case.name in parts)
-    patch = config.PRESETS[PRESET].patch(plan.data.patch)
-    derived = study.Plan(cases, dataclasses.replace(plan.data, patch=patch), plan.label)
+    derived = study.Plan(cases, data, plan.label)
     path = study.plan_path(folder)
     if path.exists() and study.read_plan(folder) != derived:
         raise DataError(
-            f"{path}: expected a study derived from the plan of {work}. Received: one of another plan, whose scores "
-            "would stand for this one. Remove its folder."
+            f"{path}: expected a study derived from the plan of {work}, with the data settings of this command. "
+            "Received: another plan, whose scores would stand for this one. Choose another --run, or remove its folder."
         )
     require_same_files(folder, derived)
     files.write_json(path, config.to_dict(derived))
@@ -74,7 +142,7 @@ def require_same_files(folder: Path, plan: study.Plan) -> None:
         )
 
 
-def left_out(folder: Path) -> tuple[Bundle, list[CaseMap]]:
+def left_out(folder: Path, run: str) -> tuple[Bundle, list[CaseMap]]:
     """Return the run of a derived study, not calibrated, and the maps of its test cases.
 
     Raises:
@@ -85,43 +153,46 @@ def left_out(folder: Path) -> tuple[Bundle, list[CaseMap]]:
 
     plan = study.read_plan(folder)
     require_same_files(folder, plan)
-    bundle = bundles.load(study.run_path(folder, PRESET), calibrated=False)
+    bundle = bundles.load(study.run_path(folder, run), calibrated=False)
     _ = bundle.recipe  # raises where none has been chosen
     return bundle, [case_maps.read(bundle, plan, case) for case in plan.part("test")]
 
 
-def scores_path(folder: Path) -> Path:
+def scores_path(folder: Path, run: str) -> Path:
     """Return where the scores of a derived study lie."""
-    return folder / "reports" / PRESET / "test.json"
+    return folder / "reports" / run / "test.json"
 
 
-def scores(folder: Path, minutes: float, processes: int) -> list[dict[str, Any]]:
-    """Train a derived study, choose its recipe on its validation cases and score its test cases, once.
+def scores(
+    arguments: Making, folder: Path, parts: Mapping[str, study.Part], settings: config.RunConfig
+) -> list[dict[str, Any]]:
+    """Make a derived study, train it, choose its recipe on its validation cases and score its test cases, once.
 
     Args:
-      folder: the derived study.
-      minutes: of training.
-      processes: that write records.
+      arguments: the command's.
+      folder: of the derived study.
+      parts: the part of each case that it takes.
+      settings: of its run.
 
     Returns:
-      One row of `reports/default/test.json` for each test case.
+      One row of `reports/RUN/test.json` for each test case.
 
     Raises:
-      DataError: the folder holds a run with other settings, as of an earlier `default`, or another process makes it.
+      DataError: as `derive` does; the folder holds a run with other settings, as of an earlier `default`; or another
+        process makes it.
     """
     from femur_tf import training
 
-    found, run = scores_path(folder), study.run_path(folder, PRESET)
-    settings = train.settings(
-        train.TrainArguments(folder, preset=PRESET, minutes=minutes), study.read_plan(folder).data
-    )
+    found, run = scores_path(folder, arguments.run), study.run_path(folder, arguments.run)
+    derive(arguments.work, folder, parts, settings.data)
     training.require_same_settings(run, settings)
     with files.locked(run, "Wait for it."):
         if not found.exists():
-            write_records.write(folder, processes=processes)
+            write_records.write(folder, processes=arguments.processes)
             training.train(study.records_path(folder), run, settings)
-            evaluate.main(evaluate.EvaluateArguments(folder, cohort=False, max_memory=MEMORY_MB))
-            evaluate.main(evaluate.EvaluateArguments(folder, part="test", max_memory=MEMORY_MB))
+            asked = evaluate.EvaluateArguments(folder, run.name, cohort=False, max_memory=MEMORY_MB)
+            evaluate.main(asked)
+            evaluate.main(dataclasses.replace(asked, part="test"))
         files.remove(study.records_path(folder))
     rows: list[dict[str, Any]] = files.read_json(found)["cases"]
     command.say(f"{folder.name}: " + "  ".join(f"{row['case']} {row['dice']:.3f}" for row in rows))

@@ -1,6 +1,6 @@
 """What flaws of the reference masks cost: how far each is shifted, or drawn too thick or too thin, beside its scan.
 
-Example: python -m benchmarks.label_ceiling work/ --minutes 10  (after benchmarks.cross_validation)
+Example: python -m benchmarks.label_ceiling work/ --minutes 10  (after benchmarks.cross_validation, with its --run)
 
 A network that is trained on many cases draws the average annotator's contour where it has not seen a case. So for each
 left-out case of the folds two things that an annotator does to a whole case are undone: a shift in the plane of the
@@ -148,14 +148,14 @@ def left_out(arguments: CeilingArguments) -> Iterable[tuple[str, Ceiling]]:
     """
     folders = list(cross_validation.studies(arguments))
     numbers = ("--folds", arguments.folds, "--minutes", f"{arguments.minutes:g}", "--seed", arguments.seed)
+    words = typed("benchmarks.cross_validation", arguments.work, "--run", arguments.run, *numbers)
     for folder in folders:
-        if not derived.scores_path(folder).exists():
+        if not derived.scores_path(folder, arguments.run).exists():
             raise DataError(
-                f"{folder}: expected a fold with its scores. "
-                f"Run first: {typed('benchmarks.cross_validation', arguments.work, *numbers)}"
+                f"{folder}: expected a fold with its scores. Run first, with that run's --config and --set: {words}"
             )
     for folder in folders:
-        bundle, maps = derived.left_out(folder)
+        bundle, maps = derived.left_out(folder, arguments.run)
         fitted = bundle.calibration
         for one in maps:
             sample = one.sample(fitted)

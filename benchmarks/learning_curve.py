@@ -1,10 +1,12 @@
-"""How many cases a laboratory needs: the `default` network made from 3, 6 and all cases of a study.
+"""How many cases a laboratory needs: a network made from 3, 6 and all cases of a study.
 
 Example: python -m benchmarks.learning_curve work/ --minutes 10
 
-Each number is a study of its own (WORK/curve/), as a laboratory with so many cases would make it: as many as a plan
-takes by default choose the recipe, the others train. All are scored on the same test cases, which choose nothing. A
-table and one JSON line; a killed run goes on where it stopped.
+Another than `default`: python -m benchmarks.learning_curve work/ --run wide --set model.filters=[24,48,96]
+
+Each number is a study of its own (WORK/curve/, of another run WORK/curve-NAME/), as a laboratory with so many cases
+would make it: as many as a plan takes by default choose the recipe, the others train. All are scored on the same test
+cases, which choose nothing. A table and one JSON line; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,21 +24,14 @@ from femur_tf.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class CurveArguments:
-    """Measure the `default` network made from growing numbers of a study's cases.
+class CurveArguments(derived.Making):
+    """Measure a network made from growing numbers of a study's cases.
 
     Example: python -m benchmarks.learning_curve work/ --minutes 10
     """
 
-    work: command.Work
     cases: tuple[int, ...] = (3, 6, 11)
     """Numbers of cases, those that choose the recipe among them."""
-    minutes: float = 10.0
-    """Of training, each: minutes on the GPU, or CPU minutes over the number of cores."""
-    seed: int = 2017
-    """Of the order in which cases are taken."""
-    processes: int = 2
-    """Cases whose records are written side by side."""
 
 
 def parts_of(cases: Sequence[study.Case], count: int, seed: int) -> dict[str, study.Part]:
@@ -61,16 +56,16 @@ def main(arguments: CurveArguments) -> None:
     """Train and score every number of cases; print a table and one JSON line."""
     cases = study.read_plan(arguments.work).cases
     studies = [(count, parts_of(cases, count, arguments.seed)) for count in arguments.cases]
+    settings = derived.settings(arguments)
     quiet.start_tensorflow()
     lines, line = [], {}
     for count, parts in studies:
-        folder = arguments.work / "curve" / f"{count}-{arguments.minutes:g}min-{arguments.seed}"
-        derived.derive(arguments.work, folder, parts)
-        rows = derived.scores(folder, arguments.minutes, arguments.processes)
+        rows = derived.scores(arguments, derived.folder_of(arguments, "curve", str(count)), parts, settings)
         dice = [float(row["dice"]) for row in rows]
         line[str(count)] = {"dice": float(np.mean(dice)), "cases": {row["case"]: row["dice"] for row in rows}}
         lines.append((count, f"{np.mean(dice):.3f}", f"{min(dice):.3f}", f"{max(dice):.3f}"))
-    command.table(f"{arguments.minutes:g} training minutes", ("cases", "mean Dice", "lowest", "highest"), lines)
+    title = f"Run {arguments.run}, {arguments.minutes:g} training minutes"
+    command.table(title, ("cases", "mean Dice", "lowest", "highest"), lines)
     command.say(json.dumps(line))
 
 

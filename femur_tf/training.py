@@ -159,7 +159,7 @@ def require_same_settings(folder: Path, settings: config.RunConfig) -> None:
     if differing:
         raise DataError(
             f"{path}: expected the settings of this command. Received: another {', '.join(differing)}. "
-            "Choose another name with --run, or start it anew with --overwrite."
+            "Choose another name with --run, or start it anew: with --overwrite, or without its folder."
         )
 
 

@@ -8,12 +8,15 @@ import bright
 import numpy as np
 import pytest
 import tiny
+import tyro
 
-from benchmarks import cross_validation, derived, label_ceiling, learning_curve
+from benchmarks import cross_validation, derived, label_ceiling, learning_curve, scoring
 from femur_tf import case_maps, config, files, study, volume
 from femur_tf.errors import DataError
 
 NAMES = [f"hip_{number:02d}" for number in range(1, 12)]
+PARTS = {"hip_01": "train", "hip_03": "test"}
+WIDE = {"run": "wide", "set": ("model.filters=[24,48]",)}
 
 
 def cases(test=2):
@@ -66,32 +69,133 @@ def test_numbers_of_cases_that_cannot_be_are_refused(count, test):
         learning_curve.parts_of(cases(test), count, seed=1)
 
 
+def derive(work, **changes):
+    """Make the derived study `one` as far as its plan; return its folder."""
+    settings = derived.settings(derived.Making(work, **changes))
+    derived.derive(work, work / "one", PARTS, settings.data)
+    return work / "one"
+
+
+def scores(work, **changes):
+    """Return the scores of the derived study `one`."""
+    arguments = derived.Making(work, **changes)
+    return derived.scores(arguments, work / "one", PARTS, derived.settings(arguments))
+
+
 def test_a_derived_study_has_the_presets_rule_and_the_parts_asked_for(tmp_path):
     plan = tiny.write_study(tmp_path)
-    derived.derive(tmp_path, tmp_path / "one", {"hip_01": "train", "hip_03": "test"})
-    found = study.read_plan(tmp_path / "one")
+    found = study.read_plan(derive(tmp_path))
     assert [(case.name, case.part) for case in found.cases] == [("hip_01", "train"), ("hip_03", "test")]
-    assert found.data.patch == config.PRESETS["default"].patch(plan.data.patch)
-    assert found.data.sampling == plan.data.sampling
+    assert found.data == dataclasses.replace(plan.data, patch=config.PRESETS["default"].patch(plan.data.patch))
+
+
+def test_a_derived_study_has_the_settings_asked_for(tmp_path):
+    """Those of a file, then those that are named; of the file's data its patches, the rest is the study's."""
+    plan = tiny.write_study(tmp_path)
+    rule = dataclasses.replace(plan.data.patch, scales_mm=(3.6,), planes=("finest",))
+    best = config.RunConfig(config.DataConfig(rule), config.ModelConfig(l2=0.123), config.TrainConfig(batch=32))
+    files.write_json(tmp_path / "best.json", config.to_dict(best))
+    asked = derived.Making(tmp_path, config=tmp_path / "best.json", set=("model.filters=[24,48]",), minutes=3)
+    found = derived.settings(asked)
+    assert found.data == dataclasses.replace(plan.data, patch=rule)
+    assert found.model == config.ModelConfig(filters=(24, 48), l2=0.123)
+    assert found.train == config.TrainConfig(batch=32, minutes=3)
+    derived.derive(tmp_path, tmp_path / "one", PARTS, found.data)
+    assert study.read_plan(tmp_path / "one").data == found.data
+
+
+@pytest.mark.parametrize("kind", [cross_validation.FoldsArguments, learning_curve.CurveArguments])
+def test_settings_are_named_as_those_of_a_training(kind):
+    words = ["work", "--run", "best", "--config", "best.json", "--set", "model.l2=0", "--set", "train.batch=32"]
+    found = tyro.cli(kind, args=words)
+    assert (found.work, found.run, found.config) == (Path("work"), "best", Path("best.json"))
+    assert found.set == ("model.l2=0", "train.batch=32")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.minutes=3", r"--set: expected no training time\. Received: train\.minutes=3\. Use --minutes"),
+        ("train.epochs=3", "expected no training time"),
+        ("train.start=near", r"without a run to start from.*Received: train\.start='near', train\.mined=\[\]"),
+        ('train.mined=["hard"]', r"or mined sets.*Received: .*train\.mined=\['hard'\]"),
+        ("model.filter=3", r"--set: expected NAME=VALUE.*Perhaps you meant model\.filters"),
+    ],
+)
+def test_settings_that_a_derived_study_cannot_have_are_refused(tmp_path, assignment, words):
+    tiny.write_study(tmp_path)
+    with pytest.raises(DataError, match=words):
+        derived.settings(derived.Making(tmp_path, set=(assignment,)))
+
+
+def test_runs_of_other_names_lie_in_other_folders():
+    places = [derived.folder_of(derived.Studies(Path("work"), run), "folds", "3-0") for run in ("default", "wide")]
+    assert places == [Path("work/folds/3-0-10min-2017"), Path("work/folds-wide/3-0-10min-2017")]
+    with pytest.raises(DataError, match="expected the name of a folder in it"):
+        derived.folder_of(derived.Studies(Path("work"), "../wide"), "folds", "3-0")
 
 
 def test_scores_that_are_there_are_not_made_again(tmp_path):
     tiny.write_study(tmp_path)
-    derived.derive(tmp_path, tmp_path / "one", {"hip_01": "train", "hip_03": "test"})
     rows = [{"case": "hip_03", "dice": 0.9}]
-    files.write_json(derived.scores_path(tmp_path / "one"), {"cases": rows})
-    assert derived.scores(tmp_path / "one", 1.0, 1) == rows
+    files.write_json(derived.scores_path(derive(tmp_path), "default"), {"cases": rows})
+    assert scores(tmp_path) == rows
 
 
-def test_scores_of_an_earlier_default_are_refused(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"set": ("model.filters=[24,48]",)}])
+def test_scores_of_other_settings_are_refused(tmp_path, changes):
     plan = tiny.write_study(tmp_path)
-    folder = tmp_path / "one"
-    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
-    files.write_json(derived.scores_path(folder), {"cases": []})
+    folder = derive(tmp_path)
+    files.write_json(derived.scores_path(folder, "default"), {"cases": []})
     earlier = config.RunConfig(plan.data, config.ModelConfig(l2=0.123), config.TrainConfig())
     files.write_json(study.run_path(folder, "default") / "config.json", config.to_dict(earlier))
-    with pytest.raises(DataError, match=r"expected the settings of this command\. Received: another .*l2"):
-        derived.scores(folder, 1.0, 1)
+    with pytest.raises(DataError, match=r"expected the settings of this command\. Received: another .*l2.*--run"):
+        scores(tmp_path, **changes)
+
+
+def test_a_derived_study_of_other_patches_is_refused(tmp_path):
+    tiny.write_study(tmp_path)
+    derive(tmp_path)
+    with pytest.raises(DataError, match=r"expected a study derived.*Received: another plan.*Choose another --run"):
+        derive(tmp_path, set=("data.patch.planes=[]",))
+
+
+def test_a_run_is_made_in_its_folder_with_its_settings(tmp_path, monkeypatch):
+    """What is written, trained and evaluated, without any of it."""
+    from femur_tf import training
+
+    tiny.write_study(tmp_path)
+    asked = []
+    monkeypatch.setattr(derived.write_records, "write", lambda folder, processes: asked.append(folder))
+    monkeypatch.setattr(training, "train", lambda records, run, settings: asked.append((run, settings.model.filters)))
+
+    def evaluated(arguments):
+        asked.append((arguments.run, arguments.part))
+        rows = [{"case": "hip_03", "dice": 0.9}]
+        files.write_json(arguments.work / "reports" / arguments.run / f"{arguments.part}.json", {"cases": rows})
+
+    monkeypatch.setattr(derived.evaluate, "main", evaluated)
+    assert scores(tmp_path, **WIDE) == [{"case": "hip_03", "dice": 0.9}]
+    folder = tmp_path / "one"
+    assert asked == [folder, (folder / "runs/wide", (24, 48)), ("wide", "validation"), ("wide", "test")]
+
+
+def test_each_command_makes_the_studies_of_its_run(tmp_path, monkeypatch, capsys):
+    tiny.write_study(tmp_path)
+    made = []
+
+    def row(arguments, folder, parts, settings):
+        made.append((str(folder.relative_to(tmp_path)), settings.model.filters))
+        (case,) = (name for name, part in parts.items() if part == "test")
+        return [{"case": case, **dict.fromkeys(scoring.MEASURES, 0.5)}]
+
+    monkeypatch.setattr(derived, "scores", row)
+    monkeypatch.setattr(cross_validation, "pooled", lambda folders, run: dict.fromkeys(tiny.PARTS, 0.5))
+    cross_validation.main(cross_validation.FoldsArguments(tmp_path, **WIDE))
+    learning_curve.main(learning_curve.CurveArguments(tmp_path, cases=(3,), **WIDE))
+    folders = [*(f"folds-wide/3-{number}-10min-2017" for number in range(3)), "curve-wide/3-10min-2017"]
+    assert made == [(folder, (24, 48)) for folder in folders]
+    assert "Run wide, 3 folds of 3 cases" in capsys.readouterr().out
 
 
 SPACING_MM = (1.0, 5.0, 1.0)
@@ -163,16 +267,17 @@ def test_a_case_gets_what_the_cases_of_other_folds_choose(tmp_path, monkeypatch)
         loaded = study.load_case(plan, case)
         grey = np.where(loaded.working_mask, high, 0.02).astype(np.float16)
         maps[tmp_path / case.name] = [case_maps.CaseMap(loaded, volume.Volume(grey, loaded.working.affine))]
-    monkeypatch.setattr(derived, "left_out", lambda folder: (None, maps[folder]))
-    found = cross_validation.pooled(list(maps))
+    monkeypatch.setattr(derived, "left_out", lambda folder, run: (None, maps[folder]))
+    found = cross_validation.pooled(list(maps), "default")
     assert sorted(found) == ["hip_01", "hip_02", "hip_03"]
     assert found["hip_03"] > 0.95
 
 
 def test_a_ceiling_needs_folds(tmp_path):
     tiny.write_study(tmp_path)
-    arguments = label_ceiling.CeilingArguments(tmp_path, minutes=2.5)
-    with pytest.raises(DataError, match=r"3-0-2\.5min-2017: expected a fold.* --folds 3 --minutes 2\.5 --seed 2017"):
+    arguments = label_ceiling.CeilingArguments(tmp_path, run="wide", minutes=2.5)
+    words = r"folds-wide/3-0-2\.5min-2017: expected a fold.* --run wide --folds 3 --minutes 2\.5 --seed 2017"
+    with pytest.raises(DataError, match=words):
         next(iter(label_ceiling.left_out(arguments)))
 
 
@@ -191,12 +296,12 @@ def test_means_are_those_of_the_cases_that_have_a_value(tmp_path, monkeypatch, c
     names = iter(["hip_01", "hip_02", "hip_03"])
     ppv = {"hip_01": None, "hip_02": 0.6, "hip_03": 0.8}
 
-    def scores(folder, minutes, processes):
+    def scores(arguments, folder, parts, settings):
         name = next(names)
         return [{"case": name, "dice": 0.5, "ppv": ppv[name], "sensitivity": 0.5, "surface_mm": None}]
 
     monkeypatch.setattr(derived, "scores", scores)
-    monkeypatch.setattr(cross_validation, "pooled", lambda folders: dict.fromkeys(ppv, 0.5))
+    monkeypatch.setattr(cross_validation, "pooled", lambda folders, run: dict.fromkeys(ppv, 0.5))
     cross_validation.main(cross_validation.FoldsArguments(tmp_path))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["ppv"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1)}
@@ -210,58 +315,53 @@ def correct_mask(plan):
 
 
 def test_scores_of_a_mask_that_was_corrected_since_are_refused(tmp_path):
-    plan, parts = tiny.write_study(tmp_path), {"hip_01": "train", "hip_03": "test"}
-    derived.derive(tmp_path, tmp_path / "one", parts)
-    derived.derive(tmp_path, tmp_path / "one", parts)
+    plan = tiny.write_study(tmp_path)
+    derive(tmp_path)
+    derive(tmp_path)
     correct_mask(plan)
     words = r"expected the scans and masks that this study .*Received: others of hip_01,.*Remove its folder"
     with pytest.raises(DataError, match=words):
-        derived.derive(tmp_path, tmp_path / "one", parts)
+        derive(tmp_path)
     with pytest.raises(DataError, match=words):
-        derived.left_out(tmp_path / "one")
+        derived.left_out(tmp_path / "one", "default")
 
 
 def test_a_derived_study_that_does_not_say_what_it_was_made_from_stays(tmp_path):
-    plan, parts = tiny.write_study(tmp_path), {"hip_01": "train", "hip_03": "test"}
-    derived.derive(tmp_path, tmp_path / "one", parts)
-    (tmp_path / "one" / derived.MADE_FROM).unlink()
-    derived.derive(tmp_path, tmp_path / "one", parts)
+    plan = tiny.write_study(tmp_path)
+    (derive(tmp_path) / derived.MADE_FROM).unlink()
+    derive(tmp_path)
     correct_mask(plan)
     with pytest.raises(DataError, match="others of hip_01"):
-        derived.derive(tmp_path, tmp_path / "one", parts)
+        derive(tmp_path)
 
 
 def test_records_of_which_only_a_part_was_removed_go(tmp_path):
     tiny.write_study(tmp_path)
-    folder = tmp_path / "one"
-    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
-    files.write_json(derived.scores_path(folder), {"cases": []})
+    folder = derive(tmp_path)
+    files.write_json(derived.scores_path(folder, "default"), {"cases": []})
     files.write_text(study.records_path(folder) / "shards/hip_01-00000-of-00001.tfrecord", "")
-    derived.scores(folder, 1.0, 1)
+    scores(tmp_path)
     assert not study.records_path(folder).exists()
 
 
 def test_a_derived_study_that_another_process_makes_is_refused(tmp_path):
     tiny.write_study(tmp_path)
-    folder = tmp_path / "one"
-    derived.derive(tmp_path, folder, {"hip_01": "train", "hip_03": "test"})
     with (
-        files.locked(study.run_path(folder, "default"), ""),
+        files.locked(study.run_path(tmp_path / "one", "default"), ""),
         pytest.raises(DataError, match=r"runs/default: another process is working here\. Wait for it\."),
     ):
-        derived.scores(folder, 1.0, 1)
+        scores(tmp_path)
 
 
 def test_a_derived_study_of_another_plan_is_refused(tmp_path):
     plan = tiny.write_study(tmp_path)
-    parts = {"hip_01": "train", "hip_03": "test"}
-    derived.derive(tmp_path, tmp_path / "one", parts)
-    derived.derive(tmp_path, tmp_path / "one", parts)
+    derive(tmp_path)
+    derive(tmp_path)
     sampling = dataclasses.replace(plan.data.sampling, per_case=91)
     changed = dataclasses.replace(plan, data=dataclasses.replace(plan.data, sampling=sampling))
     files.write_json(study.plan_path(tmp_path), config.to_dict(changed))
-    with pytest.raises(DataError, match=r"expected a study derived from the plan of .*Remove its folder"):
-        derived.derive(tmp_path, tmp_path / "one", parts)
+    with pytest.raises(DataError, match=r"expected a study derived from the plan of .*remove its folder"):
+        derive(tmp_path)
 
 
 @pytest.mark.slow

@@ -149,6 +149,7 @@ def test_a_scale_that_no_preset_has_is_read_where_it_is_alone():
     space = Space(config.DataConfig(patch=rule), 1e6)
     assert space.default()["planes_7mm"] == "coronal"
     assert space.fault(space.default()) is None
+    assert all(space.scales(space.draw(np.random.default_rng(seed))) == [(7.0, "coronal")] for seed in range(20))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_scale_that_no_preset_has_is_read_where_it_is_alone():
         ((1.0, 5.0, 1.0), (0.0, 4.0), (NONE, "finest", "all")),
         ((1.0, 5.0, 1.0), (0.0,), ("finest", "all")),
         ((1.0, 1.0, 1.0), (0.0, 4.0), (NONE, "all")),
-        ((1.0, 1.0, 1.0), (0.0,), (NONE, "all")),
+        ((1.0, 1.0, 1.0), (0.0,), ("all",)),
     ],
 )
 def test_planes_that_are_one_network_are_one_choice(spacing_mm, scales_mm, choices):

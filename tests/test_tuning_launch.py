@@ -12,6 +12,7 @@ from femur_tf.errors import DataError
 from tuning import launch, trials
 from tuning.launch import Limits, Wanted
 from tuning.search import SearchArguments, check, flags, make_oracle
+from tuning.search_space import Space
 from tuning.trials import COMPLETED, FAILED, RUNNING
 
 
@@ -187,6 +188,16 @@ def test_arguments_are_handed_on_without_their_place(tmp_path):
     )
     handed_on = tyro.cli(SearchArguments, args=[*flags(arguments)])
     assert handed_on == dataclasses.replace(arguments, workers=1, overwrite=False)
+
+
+def test_where_no_cost_is_asked_for_the_default_can_be_tried(study):
+    assert launch.settings(wanted(study, max_cost=None)).max_cost == launch.BUDGET  # it costs less
+    isotropic = config.PatchConfig(spacing_mm=(1.0, 1.0, 1.0), scales_mm=(0.0, 3.6))
+    data = config.DataConfig(patch=isotropic)
+    found = launch.usual_cost(data)
+    assert found > launch.BUDGET
+    space = Space(data, found)
+    assert space.fault(space.default()) is None
 
 
 def test_a_default_that_costs_too_much_to_be_the_first_trial_is_told(study, capsys):

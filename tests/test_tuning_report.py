@@ -483,6 +483,13 @@ def test_a_page_says_what_was_searched(page):
     assert "learning_rate" in pictures[1]
 
 
+def test_a_page_tells_time_on_the_wall_from_the_minutes_of_a_trial(page):
+    names = dict(_cells(page[0], "search"))
+    assert {"training, wall minutes", "outside training, wall minutes", "training of a trial"} <= set(names)
+    assert "training, wall minutes" in _cells(page[0], "trial")[0]
+    assert "The minutes that a trial is given are, on a CPU, CPU minutes" in page[0]
+
+
 def test_a_page_needs_nothing_from_elsewhere(page):
     text, _ = page
     assert "<script" not in text
@@ -676,6 +683,7 @@ def test_the_command_prints_where_the_page_lies(tmp_path, capsys):
     report.main(report.ReportArguments(tmp_path))
     out = capsys.readouterr().out
     assert "Search night: 2 of 2 trials finished; the best" in out
+    assert "training, wall minutes" in out
     assert "report.html" in out and "trials.csv" in out
 
 

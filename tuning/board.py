@@ -25,11 +25,11 @@ SHOWN = 15
 """Rows of the live table: the best, and what runs. The final one has all."""
 WIDE = 120
 """Characters of a line that has room for all columns."""
-LEFT_OUT = ("outside s", "cost", "training")
+LEFT_OUT = ("outside, wall s", "cost", "training")
 """Columns of a wide table alone."""
 REASON = 12
 """Characters of a reason in the table; the whole of it is told at the end."""
-COLUMNS = ("trial", "status", "score", "epochs", "training s", "outside s", "cost", "network", "training", "reason")
+COLUMNS = ("trial", "status", "score", "epochs", "wall s", "outside, wall s", "cost", "network", "training", "reason")
 
 
 def _network(row: TrialRow) -> str:

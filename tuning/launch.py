@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import math
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tuning.trials import COMPLETED, Algorithm, Objective, Search
 FAILED_STATUS, STOPPED_STATUS = 1, 3
 """Exit status of a search with trials that failed, and of one that ended before its last trial and can go on."""
 MINUTES = 2.0
+BUDGET = 250_000.0
+"""Multiply-adds a voxel: on hip scans `default` has 168,000; where all planes are as fine, three times as many."""
 FREE = ("trials", "started", "work")
 """Settings that may change when a search goes on."""
 
@@ -34,13 +37,19 @@ class Wanted:
     epochs: int | None
     epoch_examples: int | None
     seed: int
-    max_cost: float
+    max_cost: float | None
     from_default: bool
 
     @property
     def folder(self) -> Path:
         """The folder of the search; a `DataError` where its name would lead elsewhere."""
         return files.child(study.tuning_path(self.work), self.name)
+
+
+def usual_cost(data: config.DataConfig) -> float:
+    """Return the limit on cost where none is asked for: the hand-made network is within it, as the one to beat."""
+    space = Space(data, math.inf)
+    return max(BUDGET, float(space.cost(space.default())))
 
 
 def settings(wanted: Wanted) -> Search:
@@ -66,9 +75,14 @@ def settings(wanted: Wanted) -> Search:
     manifest = records.read_manifest(folder)
     lineage.require_split(folder, manifest)
     records.require_whole(folder, manifest)
-    space = Space(manifest.data, wanted.max_cost)
+    max_cost = usual_cost(manifest.data) if wanted.max_cost is None else wanted.max_cost
+    space = Space(manifest.data, max_cost)
     if not manifest.count("validation"):
-        raise DataError(f"{records.manifest_path(folder)}: expected validation examples. Received: none.")
+        study.needed(wanted.work, study.read_plan(wanted.work), "validation")  # says how to plan some
+        raise DataError(
+            f"{records.manifest_path(folder)}: expected validation examples. Received: none. "
+            f"Write them: {typed('data_prep.write_records', wanted.work)}"
+        )
     if wanted.objective == "dice":
         study.needed(wanted.work, study.read_plan(wanted.work), "validation")
     return Search(
@@ -76,7 +90,7 @@ def settings(wanted: Wanted) -> Search:
         objective=wanted.objective,
         direction=DIRECTIONS[wanted.objective],
         seed=wanted.seed,
-        max_cost=wanted.max_cost,
+        max_cost=max_cost,
         trials=wanted.trials,
         minutes=minutes,
         epochs=wanted.epochs,
@@ -207,6 +221,13 @@ def finish(folder: Path, work: Path, stopped: str | None) -> int:
         words = ("--config", folder / keeping.BEST, "--run", folder.name)
         command.say(f"Best of {search.objective}: trial {best.trial_id} (best of all searches: {path}). Train it:")
         command.say(f"  {typed('femur_tf.train', work, *words)}")
+        first = next((row for row in rows if row.number == 0 and row.score is not None), None)
+        if search.from_default and first is not None:
+            command.say(f"The first trial, the preset default where its cost allows: {first.score:.4g}.")
+        command.say(
+            "Trials are short, and networks that learn fast win them: train `default` for as long as the best, and "
+            "compare on whole validation scans (femur_tf.evaluate), before you use it."
+        )
     set_aside = [row for row in rows if row.status in (trials.FAILED, trials.INVALID)]
     for row in set_aside:
         command.warn(f"trial {row.trial_id} was set aside: {row.reason}")

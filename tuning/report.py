@@ -151,7 +151,7 @@ def main(arguments: ReportArguments) -> None:
         for row in found.ranked[:SHOWN]
     ]
     title = f"Search {found.name}: {len(found.finished)} of {found.search.trials} trials finished; the best"
-    command.table(title, ("trial", found.search.objective, "multiply-adds a voxel", "minutes"), rows)
+    command.table(title, ("trial", found.search.objective, "multiply-adds a voxel", "training, wall minutes"), rows)
     folder = report_folder(arguments.work, found.name)
     command.say(f"Page: {folder / PAGE}")
     command.say(f"All trials: {folder / TABLE}")

@@ -39,14 +39,18 @@ def add_summary(page: Page, found: Found) -> None:
         ("trials asked for", search.trials),
         ("trials made", ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"),
         ("stopped early", sum(row.stopped_early for row in rows)),
-        ("training, minutes", f"{training_s / 60:.1f}"),
-        ("outside training, minutes", f"{outside_s / 60:.1f}"),
+        ("training, wall minutes", f"{training_s / 60:.1f}"),
+        ("outside training, wall minutes", f"{outside_s / 60:.1f}"),
         ("share of time outside training", "not known yet" if math.isnan(share) else f"{share:.1%}"),
     ]
     if found.ranked:
         best = found.ranked[0]
         lines.append(("best score", f"{show(best.score)}, trial {best.number}"))
     page.add_table(("search", found.name), lines, mean=False)
+    page.add_text(
+        "Wall minutes are those of the clock. The minutes that a trial is given are, on a CPU, CPU minutes over the "
+        "number of cores: where other work shares them, a trial takes longer."
+    )
     if statuses[trials.COMPLETED] < search.trials:
         page.add_text(
             f"{statuses[trials.COMPLETED]} of {search.trials} trials are COMPLETED: this search is not whole."
@@ -76,7 +80,7 @@ def add_best(page: Page, found: Found) -> None:
     """Add the ten best trials, with their cost and values."""
     page.add_heading(f"The {BEST} best trials")
     names = parameter_names(found)
-    header = ("trial", found.search.objective, "multiply-adds a voxel", "training, minutes", "epochs", *names)
+    header = ("trial", found.search.objective, "multiply-adds a voxel", "training, wall minutes", "epochs", *names)
     body = [
         (row.number, show(row.score), show(row.cost), f"{row.training_seconds / 60:.1f}",
          f"{row.epochs}{', stopped early' if row.stopped_early else ''}", *(show(row.values.get(n)) for n in names))
@@ -101,7 +105,8 @@ def _add_comparison(page: Page, groups: Sequence[Group]) -> None:
     """Add a table of the best scores of each algorithm after a quarter, half and all of the trials that all made."""
     shared = min(item.trials for item in groups)
     places = sorted({max(round(shared * part), 1) for part in (0.25, 0.5, 1)}) if shared else []
-    header = ("searches", "number", *(f"after {place} trials" for place in places), "trials of all", "minutes of all")
+    after = [f"after {place} trials" for place in places]
+    header = ("searches", "number", *after, "trials of all", "wall minutes of all")
     body = [
         (item.label, len(item.curves), *(_spread(item.best[:, place - 1]) for place in places), item.trials,
          f"{item.minutes:.1f}")

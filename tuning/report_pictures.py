@@ -52,7 +52,7 @@ def progress_png(groups: Sequence[Group], objective: str, direction: str) -> byt
         _band(right, minutes, item.at_minutes(minutes), (colour, dashes, item.label))
     _mark_scores((left, right), groups, direction)
     left.set(xlabel="trials ended", ylabel=f"best {objective} so far", xlim=(0.5, None))
-    right.set(xlabel="time of all trials, minutes", xlim=(0, None))
+    right.set(xlabel="time of all trials, wall minutes", xlim=(0, None))
     left.legend(loc="upper right" if direction == "min" else "lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -43,8 +43,9 @@ class SearchArguments:
     """Score of a trial: AUC or log-loss of validation examples, or the mean Dice of whole validation scans."""
     algorithm: Algorithm = "bayesian"
     """How trials are chosen."""
-    max_cost: float = 250_000
-    """Multiply-adds a voxel that a network may need at segmentation."""
+    max_cost: float | None = None
+    """Multiply-adds a voxel that a network may need at segmentation; by default 250,000, or the cost of the preset
+    `default` on these records, if that is more."""
     from_default: bool = True
     """Begin with the hand-made preset `default`, if its cost allows."""
     seed: int = 2017

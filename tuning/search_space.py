@@ -92,9 +92,8 @@ def _plane_choices(rule: config.PatchConfig) -> list[Parameter]:
     for scale, choice in zip(rule.scales_mm, own, strict=True):
         finest, whole = (dataclasses.replace(rule, scales_mm=(scale,), planes=(one,)) for one in ("finest", "all"))
         fewer = choice == "all" and finest.towers != whole.towers  # of an isotropic volume all planes are fine
-        choices = (NONE, *(["finest"] if fewer else []), choice)
-        if fewer and len(rule.scales_mm) == 1:  # a network reads one scale at least
-            choices = choices[1:]
+        several = len(rule.scales_mm) > 1  # a network reads one scale at least
+        choices = (*([NONE] if several else []), *(["finest"] if fewer else []), choice)
         default = wanted.get(scale, NONE)
         found.append(Parameter(f"planes_{scale:g}mm", default if default in choices else choice, choices))
     return found
