@@ -34,6 +34,9 @@ from femur_tf.patches import Cutter
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
 
+FEW = 0.02
+"""Examples of a mined set below this share of the records' have no weight beside them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MineArguments:
@@ -237,6 +240,16 @@ def mine(arguments: MineArguments) -> Mined:
     return result
 
 
+def _warn_of_few(mined: Mined, manifest: records.Manifest) -> None:
+    """Warn where the errors are so few that training with them changes next to nothing."""
+    drawn, there = sum(sum(one.values()) for one in mined.drawn.values()), manifest.count("train")
+    if drawn < FEW * there:
+        command.warn(
+            f"{drawn:,} examples beside {there:,} of the records change next to nothing. The run makes few errors "
+            "further from the surface than --margin-mm: pass a shorter one, or do without."
+        )
+
+
 def main(arguments: MineArguments) -> None:
     """Mine, and print one table."""
     folder = study.records_path(arguments.work)  # mined sets lie in it
@@ -249,6 +262,7 @@ def main(arguments: MineArguments) -> None:
     ]
     header = ("case", *(f"{error.replace('_', ' ')}s" if error != "doubtful" else error for error in ERRORS))
     command.table(f"Examples drawn from the errors of run {arguments.run}", header, rows)
+    _warn_of_few(mined, records.read_manifest(folder))
     name = arguments.name or arguments.run
     words = ["--run", f"{name}-mined", "--start", arguments.run, "--mined", name]
     settings = study.run_path(arguments.work, arguments.run) / "config.json"

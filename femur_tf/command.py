@@ -7,6 +7,7 @@ error is shown as one message with exit status 2; `--debug` shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import operator
 import signal
 import sys
@@ -41,6 +42,8 @@ Work = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORK", help=
 # A file or a pipe has no width of its own; 120 columns hold the widest table.
 console = Console(width=None if sys.stdout and sys.stdout.isatty() else 120)  # it may be closed
 _errors = Console(stderr=True)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a user's share of it, that is full; libraries leave out of which file."""
 LOG_S = 60.0
 """From one line of progress to the next, where the output is a file or a pipe."""
 SPEED_S = 600.0
@@ -74,7 +77,8 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, g
     except (DataError, OSError) as error:
         if debug:
             raise
-        fail(str(error))
+        full = isinstance(error, OSError) and error.errno in FULL and not error.filename
+        fail(f"expected room on the disk. Received: {error}. Free some, and run it again." if full else str(error))
         status = 2
     except KeyboardInterrupt as interrupt:
         if not getattr(parsed, "overwrite", False):

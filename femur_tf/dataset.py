@@ -166,7 +166,7 @@ def _shuffled(
     """Return a function from the number of a pass to all serialized examples of a part, in that pass's order."""
     names = [str(folder / shard.file.name) for shard in manifest.shards(part)]
     held = manifest.data.patch
-    example_bytes = (held.size + 1) ** 2 * held.channels if manifest.mode == "patches" else 100
+    example_bytes = (held.size + 1) ** 2 * held.channels  # in index mode too: both modes mix alike
     buffer = min(manifest.count(part), SHUFFLE_BYTES // example_bytes) if shuffle else 0
     return lambda turn: _read(names, seed, turn, buffer)
 

@@ -32,6 +32,7 @@ from keras import ops
 from femur_tf.config import PatchConfig
 from femur_tf.dense_builder import Builder
 from femur_tf.dense_steps import DENSE, Aside, Length, Precision, Step, Strided, length_after
+from femur_tf.dense_steps import NotDenseError as NotDenseError
 
 
 class Share(NamedTuple):
@@ -255,9 +256,14 @@ def convert(model: keras.Sequential, rule: PatchConfig, precision: Precision = "
       precision: of the towers; bfloat16 is worth it where the processor computes in it.
 
     Raises:
-      NotDenseError: a layer has no dense form; it is named, with what to do.
+      NotDenseError: a layer has no dense form, or the model is no chain of layers; it is named, with what to do.
       ValueError: the model's input is not a patch of `rule`, or its output not one probability.
     """
+    if not isinstance(model, keras.Sequential):  # the list of a graph's layers does not tell how they are connected
+        raise NotDenseError(
+            f"Expected a keras.Sequential, whose layers follow one another. Received: {type(model).__name__} "
+            f"{model.name!r}. Build it as a Sequential, or predict patch by patch."
+        )
     expected = (rule.size, rule.size, rule.channels)
     if tuple(model.input_shape[1:]) != expected:
         raise ValueError(f"Expected a model on patches of shape {expected}. Received: {model.input_shape[1:]}")

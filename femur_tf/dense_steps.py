@@ -89,7 +89,8 @@ def refuse(layer: keras.layers.Layer, reason: str) -> NotDenseError:
     """Return the error that names a layer without a dense form."""
     return NotDenseError(
         f"Expected a network of late fusion with `valid` convolutions and pooling. Received: layer {layer.name!r} "
-        f"({type(layer).__name__}): {reason}. Train with fusion='late', or predict patch by patch."
+        f"({type(layer).__name__}): {reason}. Keep the planes apart (fusion='late', PlanewiseConv2D), or predict patch "
+        "by patch."
     )
 
 

@@ -149,6 +149,12 @@ class Predictor:
     _forms: dict[Precision, DenseNetwork] = dataclasses.field(default_factory=dict, init=False)
     """The dense forms made so far."""
 
+    def __post_init__(self) -> None:
+        """Refuse a network of logits, whose map would be taken for one of probabilities."""
+        last = self.model.layers[-1]
+        if getattr(last, "activation", None) is not keras.activations.sigmoid:
+            raise ValueError(f"model: expected a last layer with a sigmoid. Received: layer {last.name!r} without one.")
+
     def dense(self, precision: Precision) -> DenseNetwork:
         """Return the dense form; made again for each volume, its graphs would be traced again.
 

@@ -179,9 +179,12 @@ def prepare(image: volume.Volume, data: config.DataConfig, *, path: Path | None 
       The working grid, uint8.
 
     Raises:
-      DataError: the working grid would be too large, as where a file gives lengths in another unit than mm.
+      DataError: a voxel is no finite number; the working grid would be too large, as where a file gives lengths in
+        another unit than mm.
     """
     settings = data.normalisation
+    if not np.isfinite(image.data).all():  # one NaN would make every voxel of the working grid 0
+        raise DataError(f"{path or 'volume'}: expected finite voxels. Received: NaN or infinite. Replace them first.")
     source = intensity.without_fill(image)
     source = content.part(source, content.box(source.data))
     source = intensity.correct_bias(source) if settings.n4 else source

@@ -55,7 +55,10 @@ def _change(values: dict[str, Any], assignment: str) -> None:
     for parent in parents:
         target = target.get(parent, {}) if isinstance(target, dict) else {}
     if not found or not isinstance(target, dict) or last not in target:
-        near = difflib.get_close_matches(name, _names(values), n=3, cutoff=0.5)
+        names = _names(values)
+        if not found and name in names:
+            raise DataError(f"--set: expected NAME=VALUE. Received: {assignment!r}, without =VALUE.")
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         example = f"Perhaps you meant {' or '.join(near)}." if near else "Names: see docs/train.md."
         raise DataError(f"--set: expected NAME=VALUE with the name of a setting. Received: {assignment!r}. {example}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -95,6 +96,14 @@ def test_an_interrupt_says_how_to_go_on(run):
     status, _, err = run(raiser(KeyboardInterrupt()))
     assert status == 130
     assert "Run the same command again" in err
+
+
+@pytest.mark.parametrize("filename", [None, "model.keras"])
+def test_a_full_disk_is_said_with_what_to_do_where_no_file_is_named(run, filename):
+    status, _, err = run(raiser(OSError(errno.ENOSPC, "No space left on device", filename)))
+    assert status == 2
+    assert ("expected room on the disk. Received: " in err) == (filename is None)
+    assert "No space left on device" in err
 
 
 ORDERLY = """

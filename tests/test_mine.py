@@ -177,6 +177,15 @@ def test_the_command_prints_what_was_drawn(written, mined, capsys):
     assert "hip_03" not in shown
 
 
+def test_a_set_too_small_to_matter_is_warned_of(written, mined, capsys):
+    manifest = records.read_manifest(study.records_path(written))
+    mine._warn_of_few(mined, manifest)
+    assert "change next to nothing" not in capsys.readouterr().err
+    none = {case: dict.fromkeys(counts, 0) for case, counts in mined.drawn.items()}
+    mine._warn_of_few(dataclasses.replace(mined, drawn=none), manifest)
+    assert "0 examples beside" in capsys.readouterr().err
+
+
 def test_a_set_of_another_plan_is_refused(tmp_path, written, mined):
     tiny.write_all(tmp_path)
     place = sets(tmp_path)

@@ -3,8 +3,10 @@
 import re
 
 import bright
+import keras
 import numpy as np
 import pytest
+from keras import layers
 from networks import RULE, SHAPE, blocks_of, everywhere, one_by_one, spread, volume, voxels
 
 from femur_tf import dense, image_io, memory, predict, study
@@ -208,6 +210,23 @@ def test_patch_by_patch_what_was_asked_for_in_vain_is_named_once(capsys, options
     shown = capsys.readouterr().err
     assert shown.count("warning:") == 1
     assert f"Without effect then: {flags}." in shown
+
+
+def test_a_model_that_is_no_chain_has_no_dense_form():
+    shared = layers.Dense(8, activation="relu")
+    network = spread()
+    inputs = keras.Input(network.input_shape[1:], dtype="uint8")
+    hidden = shared(layers.Dense(8)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
+    model = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(shared(hidden)))
+    with pytest.raises(dense.NotDenseError, match=r"Expected a keras\.Sequential, .* Received: Functional"):
+        dense.convert(model, RULE)
+
+
+def test_a_network_of_logits_is_refused():
+    network = spread()
+    network.layers[-1].activation = keras.activations.linear
+    with pytest.raises(ValueError, match=r"expected a last layer with a sigmoid\. Received: layer"):
+        predict.Predictor(network, RULE)
 
 
 def test_a_network_on_other_patches_is_refused():

@@ -117,3 +117,11 @@ def test_a_missing_scan_is_named(tmp_path):
     Path(plan.cases[0].image).unlink()
     with pytest.raises((DataError, FileNotFoundError), match=r"hip_01\.nii\.gz"):
         study.load_case(plan, plan.cases[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_volume_in_memory_that_is_not_finite_is_refused(value):
+    data = np.ones((4, 4, 4), np.float32)
+    data[1, 2, 3] = value
+    with pytest.raises(DataError, match=r"volume: expected finite voxels\. Received: NaN or infinite"):
+        study.prepare(Volume(data, np.eye(4)), config.DataConfig())

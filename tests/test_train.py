@@ -117,7 +117,7 @@ def test_how_records_came_about_is_known_of_the_records_alone(tmp_path):
         ({"set": ("xyz=3",)}, r"--set: expected NAME=VALUE .* Received: 'xyz=3'\. Names: see docs/train"),
         ({"set": ("model.filters=[16,x]",)}, r"--set model\.filters: expected JSON such as \[24,48,96\]\. .*16,x"),
         ({"set": ("batch=3",)}, "--set: expected NAME=VALUE"),
-        ({"set": ("train.batch",)}, "--set: expected NAME=VALUE"),
+        ({"set": ("train.batch",)}, r"--set: expected NAME=VALUE\. Received: 'train\.batch', without =VALUE"),
         ({"set": ("train.batch.size=3",)}, "--set: expected NAME=VALUE"),
         ({"set": ("train.batch=0",)}, r"--set: .*TrainConfig\.batch: expected at least 1"),
         ({"set": ("train.batch=2.5",)}, r"--set: .*expected a whole number\. Received: 2\.5"),
