@@ -141,8 +141,8 @@ def require_there(path: Path) -> None:
     """Raise a `DataError` unless a plan's image is where the plan says."""
     if not path.exists():
         raise DataError(
-            f"{path}: expected an image of the plan. Received: nothing there. Put it back, or plan again with its new "
-            "folder and --overwrite: records of the same contents stay valid."
+            f"{path}: expected a scan or mask of the plan. Received: nothing there. Put it back, or plan again with the "
+            "new folders and --overwrite: records and runs of the same contents stay valid."
         )
 
 
@@ -199,8 +199,10 @@ def load_case(plan: Plan, case: Case) -> LoadedCase:
     """Read a case's image and mask and bring both to the working grid.
 
     Raises:
-      FileNotFoundError, DataError: as `image_io.read_image`, `image_io.read_mask` and `prepare` do.
+      DataError: a file is not where the plan says; as `image_io.read_image`, `image_io.read_mask` and `prepare` do.
     """
+    for path in (case.image, case.mask):
+        require_there(Path(path))
     image = image_io.read_image(Path(case.image))
     reference = image_io.read_mask(Path(case.mask), like=image, label=plan.label)
     working = prepare(image.volume, plan.data, path=image.path)

@@ -125,3 +125,11 @@ def test_a_volume_in_memory_that_is_not_finite_is_refused(value):
     data[1, 2, 3] = value
     with pytest.raises(DataError, match=r"volume: expected finite voxels\. Received: NaN or infinite"):
         study.prepare(Volume(data, np.eye(4)), config.DataConfig())
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_files_that_were_moved_are_said_with_what_to_do(tmp_path, folder):
+    plan = tiny.write_study(tmp_path)
+    (tmp_path / folder).rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Received: nothing there\. Put it back, or plan again with the new folders"):
+        study.load_case(plan, plan.cases[0])

@@ -376,7 +376,7 @@ def test_records_are_kept_where_a_scan_is_gone(tmp_path, in_threads):
     Path(plan.cases[0].image).rename(tmp_path / "away.nii.gz")
     for overwrite in (False, True):
         with pytest.raises(
-            DataError, match=r"hip_01\.nii\.gz: expected an image of the plan\. Received: nothing there"
+            DataError, match=r"hip_01\.nii\.gz: expected a scan or mask of the plan\. Received: nothing there"
         ):
             write_records.write(tmp_path, overwrite=overwrite)
     assert times_ns(tmp_path) == before
