@@ -320,6 +320,7 @@ def test_a_server_that_is_gone_ends_a_run_after_one_scan(tmp_path, server, monke
 
     def probability(self, grid):
         tried.append(grid)
+        time.sleep(0.3)  # as a server that does not answer; the other scans wait for their turn
         gone(self)
 
     monkeypatch.setattr(wire.Connection, "describe", describe)

@@ -356,5 +356,5 @@ def test_records_without_validation_examples_are_refused(tmp_path, monkeypatch):
         values = files.read_json(path)
         values["cases"] = [case for case in values["cases"] if case["part"] == "train"]
         files.write_json(path, values)
-    with pytest.raises(DataError, match="expected validation examples"):
+    with pytest.raises(DataError, match=r"plan\.json: expected validation cases\. Received: none\. Plan some: "):
         search.main(SearchArguments(tmp_path))
