@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MARGIN_MM = 30.0
 """Around the femur, of a narrow field of view."""
+SLICES = (0, 1, 2, 3)
+"""On either side of the femur, of stacks that end near it."""
 ORGAN_SHARE = 0.005
 """Of the voxels, in the ball of a bright organ: as many as the upper percentile leaves out of a whole scan, and several
 times as many as it leaves out of the foreground."""
@@ -70,6 +72,16 @@ def around_femur(scan: Scan, *, sides: int) -> Scan:
     return Scan(content.part(scan.image, box), scan.mask[box])
 
 
+def few_slices(scan: Scan, beyond: int) -> Scan:
+    """Return the slices of a scan that hold bone and so many on either side; they lie across the coarsest spacing."""
+    axis = int(np.argmax(scan.image.spacing_mm))
+    held = np.flatnonzero(scan.mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    inside = [slice(0, length) for length in scan.mask.shape]
+    inside[axis] = slice(max(0, int(held[0]) - beyond), int(held[-1]) + 1 + beyond)
+    x, y, z = inside
+    return Scan(content.part(scan.image, (x, y, z)), scan.mask[x, y, z])
+
+
 def padded(scan: Scan) -> Scan:
     """Return a scan that is 0 beyond its part around both femurs, with the reference there alone."""
     inside = np.zeros(scan.mask.shape, bool)
@@ -109,6 +121,7 @@ SCANS: dict[str, Callable[[Scan], Scan]] = {
     "both femurs and 30 mm around": functools.partial(around_femur, sides=2),
     "the same, padded with zeros to the size of the scan": padded,
     "the right femur and 30 mm around": functools.partial(around_femur, sides=1),
+    **{f"{n} slices beyond the femur": functools.partial(few_slices, beyond=n) for n in SLICES},
     "a patient 15 % smaller": lambda scan: perturbations.misread(scan, 0.85),
     "a patient 15 % larger": lambda scan: perturbations.misread(scan, 1.15),
     "8 times as bright on one side as on the other": lambda scan: perturbations.bias(scan, 8.0),

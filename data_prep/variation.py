@@ -23,6 +23,10 @@ WARP_SPANS = 8
 CUBIC = 3
 TONE_SEGMENTS = 4
 """Of a curve of grey values, of equal length, each with a slope of its own."""
+CUT_SHARE = 0.5
+"""Of the copies that are cut."""
+EQUAL = 0.99
+"""Spacings from this share of the coarsest one on are as coarse."""
 TONE_CONTRAST = 4
 """Of the field that says where which curve prevails: its standard deviation, 0.1 or so, becomes 0.4."""
 
@@ -152,7 +156,7 @@ def vary(
       rng: the source of chance.
 
     Returns:
-      Grid and mask of the same shapes and dtypes.
+      Grid and mask of the same dtypes; of the same shapes too, but for copies that are cut.
     """
     places = sources(grid.shape, affine(config, spacing_mm, rng), config, rng)
     moved = _moved(mask.astype(np.float32), places) >= 0.5
@@ -166,4 +170,31 @@ def vary(
         width_mm = rng.uniform(0, config.blur_mm)
         grey = ndimage.gaussian_filter(grey, [width_mm / length for length in spacing_mm], mode="nearest")
     grey += rng.standard_normal(grid.shape, np.float32) * np.float32(rng.uniform(0, config.noise))
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8), moved
+    varied = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    if not config.cut_mm or not moved.any():
+        return varied, moved
+    inside = _stack(moved, spacing_mm, config.cut_mm, rng)
+    return np.ascontiguousarray(varied[inside]), np.ascontiguousarray(moved[inside])
+
+
+def _stack(
+    mask: np.ndarray, spacing_mm: Triple, most_mm: float, rng: np.random.Generator
+) -> tuple[slice, slice, slice]:
+    """Draw the slices of a copy: in one of two all, else those of the femur and up to `most_mm` on either side.
+
+    Slices lie across the axis of the coarsest spacing; of equal ones, across one that is drawn.
+
+    Args:
+      mask: (X, Y, Z) bool femur of the copy, not empty.
+      spacing_mm: voxel spacing along x, y, z.
+      most_mm: beyond the femur.
+      rng: the source of chance.
+    """
+    result = [slice(0, length) for length in mask.shape]
+    if rng.random() < CUT_SHARE:
+        axis = int(rng.choice(np.flatnonzero(np.array(spacing_mm) >= EQUAL * max(spacing_mm))))
+        held = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        before, after = (round(float(beyond)) for beyond in rng.uniform(0, most_mm, 2) / spacing_mm[axis])
+        result[axis] = slice(max(0, int(held[0]) - before), int(held[-1]) + 1 + after)
+    x, y, z = result
+    return x, y, z

@@ -97,6 +97,9 @@ class VariationConfig:
     """Blur with a Gaussian of a standard deviation in [0, v]."""
     noise: float = 15.0
     """Add Gaussian noise of a standard deviation in [0, v], of 255 grey values."""
+    cut_mm: float = 20.0
+    """End every second copy, along the axis of the coarsest spacing, at a distance in [0, v] from the femur on either
+    side: stacks have few slices more than the bone, and a patch sees beyond them. 0: none ends so."""
 
     def __post_init__(self) -> None:
         require(self.copies >= 1, self, "copies", "at least 1")
@@ -108,6 +111,7 @@ class VariationConfig:
         require(0 <= self.warp <= 0.06, self, "warp", "a share in [0, 0.06]: beyond, a volume may fold onto itself")
         require(0 <= self.blur_mm <= 10, self, "blur_mm", "a length in [0, 10] mm")
         require(0 <= self.noise <= 50, self, "noise", "grey values in [0, 50]")
+        require(0 <= self.cut_mm <= 1000, self, "cut_mm", "a distance in [0, 1000] mm")
 
 
 @dataclasses.dataclass(frozen=True)

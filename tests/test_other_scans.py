@@ -49,6 +49,15 @@ def test_a_field_of_view_ends_where_the_scan_does():
     assert other_scans.around_femur(scan, sides=1).image.shape == (35, 20, 200)
 
 
+@pytest.mark.parametrize(("beyond", "start", "stop"), [(0, 4, 11), (2, 2, 13), (5, 0, 16)])
+def test_few_slices_are_those_of_the_bone_and_some_on_either_side(beyond, start, stop):
+    scan = two_femurs()
+    found = other_scans.few_slices(scan, beyond)
+    np.testing.assert_array_equal(found.image.data, scan.image.data[:, start:stop])
+    np.testing.assert_array_equal(found.mask, scan.mask[:, start:stop])
+    np.testing.assert_array_equal(found.image.affine @ (0, 0, 0, 1), AFFINE @ (0, start, 0, 1))
+
+
 @pytest.mark.parametrize("name", list(other_scans.SCANS))
 def test_scan_and_reference_are_changed_alike(name):
     found = other_scans.SCANS[name](two_femurs())

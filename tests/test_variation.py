@@ -12,7 +12,18 @@ from data_prep import variation
 from femur_tf.config import VariationConfig
 
 STILL = VariationConfig(
-    copies=2, rotation_degrees=0, tilt_degrees=0, scale=0, shift=0, warp=0, gamma=0, tone=0, bias=0, blur_mm=0, noise=0
+    copies=2,
+    rotation_degrees=0,
+    tilt_degrees=0,
+    scale=0,
+    shift=0,
+    warp=0,
+    gamma=0,
+    tone=0,
+    bias=0,
+    blur_mm=0,
+    noise=0,
+    cut_mm=0,
 )
 """A copy that changes nothing."""
 SPACING_MM = (1.0, 3.0, 1.0)
@@ -138,6 +149,38 @@ def test_tones_change_smoothly_from_place_to_place(rng):
     found = vary(rng, grid, grid > 0, tone=2.0)[0][:, 1, 1].astype(int)
     assert np.ptp(found) > 10
     assert np.abs(np.diff(found)).max() <= 3
+
+
+def test_every_second_copy_is_cut_near_the_femur_along_the_slices():
+    mask = np.zeros((31, 40, 27), bool)
+    mask[8:22, 15:22, 6:20] = True
+    grid = np.indices(mask.shape)[1].astype(np.uint8)
+    whole, beyond = 0, []
+    for seed in range(200):
+        varied, moved = vary(np.random.default_rng(seed), grid, mask, cut_mm=20.0)
+        assert varied.shape == moved.shape and varied.shape[::2] == (31, 27) and moved.sum() == mask.sum()
+        first, last = int(varied[0, 0, 0]), int(varied[0, -1, 0])
+        np.testing.assert_array_equal(moved, mask[:, first : last + 1])
+        whole += (first, last) == (0, 39)
+        beyond += [] if (first, last) == (0, 39) else [15 - first, last - 21]
+    assert 80 < whole < 120
+    assert set(beyond) == set(range(8))  # 20 mm are at most 7 slices of 3 mm, to the nearest
+
+
+def test_of_equal_spacings_the_slices_are_drawn():
+    grid, mask = case((31, 31, 31))
+    still = dataclasses.replace(STILL, cut_mm=1.0)
+    shapes = [variation.vary(grid, mask, (1.0, 1.0, 0.5), still, np.random.default_rng(s))[0].shape for s in range(50)]
+    assert {tuple(n < 31 for n in shape) for shape in shapes} == {
+        (False, False, False),
+        (True, False, False),
+        (False, True, False),
+    }
+
+
+def test_a_copy_without_femur_is_not_cut(rng):
+    grid, mask = case()
+    assert vary(rng, grid, mask & False, cut_mm=20.0)[0].shape == grid.shape
 
 
 def test_the_same_chance_gives_the_same_copy():
