@@ -141,8 +141,8 @@ def require_there(path: Path) -> None:
     """Raise a `DataError` unless a plan's image is where the plan says."""
     if not path.exists():
         raise DataError(
-            f"{path}: expected a scan or mask of the plan. Received: nothing there. Put it back, or plan again with the "
-            "new folders and --overwrite: records and runs of the same contents stay valid."
+            f"{path}: expected a scan or mask of the plan. Received: nothing there. Put it back, or plan again with "
+            "the new folders and --overwrite: records and runs of the same contents stay valid."
         )
 
 
