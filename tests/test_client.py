@@ -215,7 +215,8 @@ def test_no_tensorflow_is_imported(tmp_path, server, rest):
     scan = bright.save(tmp_path / "scan.nii.gz", tiny.scan("a"))
     words = [sys.executable, "-X", "importtime", "-m", "femur_tf.client", str(scan), str(tmp_path / "mask.nii.gz")]
     flags = ["--server", f"localhost:{server[0][rest]}", "--name", "femur", *(["--rest"] if rest else [])]
-    done = subprocess.run([*words, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    line = [*words, *flags]  # in UTF-8: libraries may have set another locale in this process
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
     modules = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert "femur_tf.wire" in modules
