@@ -75,9 +75,9 @@ def around_femur(scan: Scan, *, sides: int) -> Scan:
 def few_slices(scan: Scan, beyond: int) -> Scan:
     """Return the slices of a scan that hold bone and so many on either side; they lie across the coarsest spacing."""
     axis = int(np.argmax(scan.image.spacing_mm))
-    held = np.flatnonzero(scan.mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    held = metrics.bounding_box(scan.mask)[axis]
     inside = [slice(0, length) for length in scan.mask.shape]
-    inside[axis] = slice(max(0, int(held[0]) - beyond), int(held[-1]) + 1 + beyond)
+    inside[axis] = slice(max(0, held.start - beyond), held.stop + beyond)
     x, y, z = inside
     return Scan(content.part(scan.image, (x, y, z)), scan.mask[x, y, z])
 

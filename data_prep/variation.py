@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
+from femur_tf import metrics
 from femur_tf.config import VariationConfig
 from femur_tf.patch_config import PLANE_AXES, Triple
 
@@ -193,8 +194,8 @@ def _stack(
     result = [slice(0, length) for length in mask.shape]
     if rng.random() < CUT_SHARE:
         axis = int(rng.choice(np.flatnonzero(np.array(spacing_mm) >= EQUAL * max(spacing_mm))))
-        held = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        held = metrics.bounding_box(mask)[axis]
         before, after = (round(float(beyond)) for beyond in rng.uniform(0, most_mm, 2) / spacing_mm[axis])
-        result[axis] = slice(max(0, int(held[0]) - before), int(held[-1]) + 1 + after)
+        result[axis] = slice(max(0, held.start - before), held.stop + after)
     x, y, z = result
     return x, y, z

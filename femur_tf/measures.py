@@ -106,9 +106,11 @@ def _left_half(bone: np.ndarray) -> float:
 
 def _beyond_mm(bone: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """Return how far the working grid goes on beyond a mask on it across the slices, where it ends sooner, mm."""
+    if not bone.any():
+        return math.nan
     axis = int(np.argmax(spacing_mm))
-    held = np.flatnonzero(bone.any(axis=tuple(other for other in range(3) if other != axis)))
-    return float(min(held[0], bone.shape[axis] - 1 - held[-1]) * spacing_mm[axis]) if held.size else math.nan
+    held = metrics.bounding_box(bone)[axis]
+    return float(min(held.start, bone.shape[axis] - held.stop) * spacing_mm[axis])
 
 
 def _boundary_bits(probability: np.ndarray, mask: np.ndarray) -> float:

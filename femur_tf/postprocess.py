@@ -201,7 +201,7 @@ def sides(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     labels = np.zeros(mask.shape, np.uint8)
     voxels = np.nonzero(mask)
     if voxels[0].size:
-        x_mm = np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3]  # (N,)
+        x_mm = _x_mm(voxels, affine)
         labels[voxels] = np.where(x_mm > _middle_mm(x_mm), RIGHT, LEFT)
     return labels
 
@@ -211,7 +211,7 @@ def lone_mm(mask: np.ndarray, affine: np.ndarray) -> float | None:
     voxels = np.nonzero(mask)
     if not voxels[0].size:
         return None
-    x_mm = np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3]  # (N,)
+    x_mm = _x_mm(voxels, affine)
     return None if np.ptp(x_mm) >= ONE_FEMUR_MM else float(x_mm.mean())
 
 
@@ -229,6 +229,11 @@ def part_voxels(mask: np.ndarray, *, share: float = 0.0) -> np.ndarray:
 def count_parts(mask: np.ndarray) -> int:
     """Return the number of 26-connected clusters of a mask, bool, (X, Y, Z)."""
     return part_voxels(mask).size
+
+
+def _x_mm(voxels: tuple[np.ndarray, ...], affine: np.ndarray) -> np.ndarray:
+    """Return the RAS x in mm, (N,), of voxels as `np.nonzero` gives them."""
+    return np.asarray(np.stack(voxels, axis=-1) @ affine[0, :3] + affine[0, 3])
 
 
 def _middle_mm(x_mm: np.ndarray) -> float:
