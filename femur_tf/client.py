@@ -41,7 +41,7 @@ class ClientArguments:
     """
 
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """A NIfTI, NRRD or MetaImage file, a DICOM folder, or a folder of any of these."""
+    """A NIfTI, NRRD or MetaImage file, a DICOM folder, an enhanced DICOM file, or a folder of any of these."""
     mask: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASK")]
     """The file to write (its suffix chooses the format), or the folder to write NAME.nii.gz files to."""
     connection: tyro.conf.OmitArgPrefixes[wire.ServerConfig]

@@ -1,16 +1,16 @@
-"""A folder with one DICOM series, read as one volume."""
+"""A folder with one DICOM series, or an enhanced DICOM file, read as one volume."""
 
 from __future__ import annotations
 
 import contextlib
 import heapq
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from femur_tf import command, header_geometry
+from femur_tf import command, dicom_frames, header_geometry
 from femur_tf.image_errors import bad_file, library, listed, named
 from femur_tf.lps import lps_affine
 
@@ -22,7 +22,7 @@ KNOWN_BY = ("0020|0011", "0008|103e")  # Series Number, Series Description
 
 def is_series(path: Path) -> bool:
     """Tell whether `path` is a folder that directly holds a DICOM file."""
-    return path.is_dir() and any(_is_dicom_file(entry) for entry in sorted(path.iterdir()))
+    return path.is_dir() and any(is_file(entry) for entry in sorted(path.iterdir()))
 
 
 def below(folder: Path) -> Iterator[Path]:
@@ -63,7 +63,7 @@ def _warn_of_hidden(folder: Path) -> None:
         )
 
 
-def _is_dicom_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Tell whether a file has DICOM's mark, `DICM` after a preamble of 128 bytes, and is no table of contents.
 
     One that may not be read shows no mark: the slices beside it tell of the series, and its name that it is one.
@@ -75,8 +75,11 @@ def _is_dicom_file(path: Path) -> bool:
     return False
 
 
-def read(folder: Path) -> tuple[sitk.Image, str | None]:
-    """Read the one DICOM series in a folder, its slices in order of position.
+def read(path: Path) -> tuple[sitk.Image, str | None]:
+    """Read a DICOM series, its slices in order of position.
+
+    Args:
+      path: a folder with one series, or one enhanced file.
 
     Returns:
       The volume, and what the files leave open of its geometry and what is assumed; None where they leave nothing open.
@@ -84,12 +87,34 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
     Raises:
       DataError: several series, one that is not whole, or slices that do not make up one volume.
     """
-    files_of = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), _find_series(folder))
-    names = [Path(name).name for name in files_of]
-    if left_out := _left_out(folder, names):  # an end of the stack would be missing, with no gap to tell
-        raise bad_file(folder, "a whole series", f"{listed(left_out)}, which cannot be read as a slice of it", STRAY)
+    files = _files_of(path)
+    if dicom_frames.is_enhanced(files[0]):
+        image, slices = dicom_frames.read(path, files)
+    else:
+        image, slices = _read_slices(path, files)
+    between_mm = header_geometry.lone_slice_mm(slices)
+    if between_mm:
+        image.SetSpacing((*image.GetSpacing()[:2], between_mm))
+    return image, header_geometry.series_doubt(slices, lps_affine(image))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return the files of the one series in a folder, or the one enhanced file."""
+    if not path.is_dir():
+        if not dicom_frames.is_enhanced(path):
+            raise bad_file(path, "the folder of a DICOM series", "a file of one slice", "Hand in its folder.")
+        return [path]
+    found = [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), _find_series(path))]
+    if left_out := _left_out(path, [file.name for file in found]):  # an end may be missing, with no gap to tell
+        raise bad_file(path, "a whole series", f"{listed(left_out)}, which cannot be read as a slice of it", STRAY)
+    return found
+
+
+def _read_slices(folder: Path, files: Sequence[Path]) -> tuple[sitk.Image, Sequence[Mapping[str, str]]]:
+    """Read files of one slice each as one volume, and the texts of the tags of each slice."""
+    names = [path.name for path in files]
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files_of)
+    reader.SetFileNames([str(path) for path in files])
     reader.MetaDataDictionaryArrayUpdateOn()
     reader.SetSpacingWarningRelThreshold(header_geometry.GAP_TOLERANCE)  # by default, rounding is warned of
     with library(folder):
@@ -102,10 +127,7 @@ def read(folder: Path) -> tuple[sitk.Image, str | None]:
             image = reader.Execute()
     with named(folder):
         header_geometry.check(names, slices)
-    between_mm = header_geometry.lone_slice_mm(slices)
-    if between_mm:
-        image.SetSpacing((*image.GetSpacing()[:2], between_mm))
-    return image, header_geometry.series_doubt(slices, lps_affine(image))
+    return image, slices
 
 
 def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
@@ -115,8 +137,10 @@ def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
     """
     others = [path for path in sorted(folder.iterdir()) if path.name not in names and not path.name.startswith(".")]
     usual = {_numbered(name) for name in names}
-    alike = [path for path in others if path.is_file() and (_named_as_slice(path, usual) or _is_dicom_file(path))]
-    return [path.name for path in alike if _sop_class(path) in (None, _sop_class(folder / names[0]))]
+    alike = [path for path in others if path.is_file() and (_named_as_slice(path, usual) or is_file(path))]
+    return [
+        path.name for path in alike if dicom_frames.sop_class(path) in (None, dicom_frames.sop_class(folder / names[0]))
+    ]
 
 
 def _named_as_slice(path: Path, usual: Set[str]) -> bool:
@@ -127,17 +151,6 @@ def _named_as_slice(path: Path, usual: Set[str]) -> bool:
 def _numbered(name: str) -> str:
     """Return a name with a sign in place of each number: the same for all slices, as a rule."""
     return re.sub(r"\d+", "#", name)
-
-
-def _sop_class(path: Path) -> bytes | None:
-    """Return the class of a DICOM file (Media Storage SOP Class UID); None where it does not tell."""
-    with path.open("rb") as stream:
-        head = stream.read(1024)
-    found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
-    if not found:
-        return None
-    stop = found.end() + int.from_bytes(found[1], "little")
-    return head[found.end() : stop].rstrip(b"\0") if stop <= len(head) else None
 
 
 def _find_series(folder: Path) -> str:

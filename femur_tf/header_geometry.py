@@ -79,6 +79,23 @@ def check(names: Sequence[str], slices: Sequence[Mapping[str, str]]) -> None:
         _check_shifts(names, values[POSITION], cosines=values[ORIENTATION][0], spacing_mm=values[SPACING][0])
 
 
+def order(names: Sequence[str], slices: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return the order of slices along their stack, as readers of DICOM series take it: along the normal of the first.
+
+    Args:
+      names: of the slices.
+      slices: the texts of the tags that each slice has, of `TAGS`.
+
+    Raises:
+      ValueError: no slice; one without position or orientation.
+    """
+    if not slices:
+        raise ValueError(f"expected the geometry of each frame. Received: none. {AGAIN}")
+    rows, columns = np.reshape(_numbers(names[0], slices[0], ORIENTATION), (2, 3))
+    position_mm = np.array([_numbers(name, tags, POSITION) for name, tags in zip(names, slices, strict=True)])
+    return [int(k) for k in np.argsort(position_mm @ np.cross(rows, columns), kind="stable")]
+
+
 def _numbers(name: str, tags: Mapping[str, str], tag: str) -> list[float]:
     """Return the numbers of a tag."""
     word, count = GEOMETRY[tag]

@@ -1,6 +1,6 @@
-"""Image files: the only place, with `dicom_series`, that opens and writes them.
+"""Image files: the only place, with `dicom_series` and `dicom_frames`, that opens and writes them.
 
-Reads NIfTI, NRRD, MetaImage and a folder with one DICOM series. Voxels come in the
+Reads NIfTI, NRRD, MetaImage, a folder with one DICOM series and an enhanced DICOM file. Voxels come in the
 file's own axis order, (x, y, z) with x fastest in the file, with the affine that
 takes an index to RAS mm; SimpleITK's LPS is turned on the way in and out. A result
 is written on the grid of its image, and a NIfTI result keeps that image's header.
@@ -54,7 +54,7 @@ def read_image(path: Path) -> Image:
     """Read a volume, and warn where its geometry is assumed or a fill value would squeeze its grey values.
 
     Args:
-      path: a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
+      path: a NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or an enhanced DICOM file.
 
     Returns:
       The voxels in the file's axis order, with its intensity scale applied; a fourth axis of length 1 is dropped.
@@ -73,10 +73,10 @@ def _read(path: Path) -> Image:
     """Read a volume as `read_image` does, without a warning."""
     if not path.exists():
         raise bad_file(path, "an image file or a DICOM folder", "nothing there", "Check the path.")
-    if path.is_dir():
+    suffix = image_suffix(path)
+    if path.is_dir() or (suffix is None and dicom_series.is_file(path)):
         image, doubt = dicom_series.read(path)
         return dataclasses.replace(_from_sitk(image, path), doubt=doubt)
-    suffix = image_suffix(path)
     if suffix is None:
         raise bad_file(
             path, f"{', '.join(READABLE)} or a DICOM folder", "another file", "Convert it, or hand in the folder."

@@ -18,7 +18,17 @@ ROWS = (
     {"errors", "config", "patch_config", "train_config", "config_json", "files", "machine"},
     {"volume", "patches", "postprocess", "metrics", "cover", "phantom", "solids", "command"}
     | {"tiles", "measures", "quality", "calibration", "log_odds", "intensity", "content", "lps"},
-    {"image_io", "image_names", "dicom_series", "image_errors", "header_geometry", "text_header", "study", "quiet"}
+    {
+        "image_io",
+        "image_names",
+        "dicom_series",
+        "dicom_frames",
+        "image_errors",
+        "header_geometry",
+        "text_header",
+        "study",
+        "quiet",
+    }
     | {"records", "tfrecords", "record_match", "mined_records", "lineage", "cost", "origin"},
     {"dataset", "draws", "model", "dense_steps", "dense_builder", "dense", "crf", "folding", "messages", "retries"},
     {
@@ -207,7 +217,9 @@ def test_row_1_knows_only_its_own_settings(module):
     assert config_names(MODULES[module]) <= CONFIG_OF_ROW_1.get(module.split(".")[1], set())
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[-1] not in ("image_io", "dicom_series")])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.split(".")[-1] not in ("image_io", "dicom_series", "dicom_frames")]
+)
 def test_only_two_modules_open_images(module):
     assert not {name for name in called_names(MODULES[module]) if IMAGE_OPENERS.search(name)}
 

@@ -627,7 +627,7 @@ def test_another_file_is_refused_with_the_formats_known(tmp_path):
 
 def test_a_single_dicom_file_points_to_its_folder(tmp_path):
     _write_series(tmp_path, number=1)
-    with pytest.raises(DataError, match="hand in the folder"):
+    with pytest.raises(DataError, match="Hand in its folder"):
         read_image(next(tmp_path.iterdir()))
 
 
