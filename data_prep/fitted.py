@@ -1,4 +1,4 @@
-"""Settings that follow from a cohort: scales worth their cost, varied copies, mirroring, the limit of grey values."""
+"""Settings of a plan: those in use, and those that follow from its cohort: scales, copies, mirroring, grey values."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SPANNED = 0.5
 """Share of a volume's extent. In volumes of 35 x 51 x 35 voxels, of which patches of 32 span 0.63 and more, a wider
 scale costs more than it gives; in those of 64 x 90 x 64 it does neither, and of a hip scan patches span a twelfth
 (docs/experiments.md)."""
+NEAR_VOLUME = 2.0
+VARIATION = VariationConfig(shift=0.1, warp=0.04, tone=2.0, blur_mm=1.0, cut_mm=20.0)
+"""In use, and named in each plan: what a file does not name was not done (docs/experiments.md)."""
 COPIED_VOXELS = 500_000_000
 """Of all volumes that a cohort's training cases are drawn from: a minute of two cores, and half a gigabyte of
 grids in index mode. Nine hip scans of 7 million voxels would have eight copies each: the least number counts."""

@@ -18,17 +18,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
 
-from data_prep import forecast, sampling, write_records
+from data_prep import forecast, made_from, sampling, write_records
 from data_prep.hard_examples import ERRORS, MiningConfig, counted, groups
 from femur_tf import command, config, files, lineage, mined_records, quiet, records, study
 from femur_tf.errors import DataError, typed
+from femur_tf.image_errors import listed
 from femur_tf.patches import Cutter
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class Miner:
     def fingerprint(self, case: study.Case) -> str:
         """Return a digest of all that a case's mined records are made from."""
         settings = [config.to_dict(self.mining), config.to_dict(self.prediction.of_map), self.bundle.recipe.cutoff]
-        made_from = [write_records.fingerprint(self.plan, case, self.mode), self.bundle.digest, settings]
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        values = [made_from.fingerprint(self.plan, case, self.mode), self.bundle.digest, settings]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _of_copy(
@@ -185,13 +186,31 @@ def _check(arguments: MineArguments, plan: study.Plan, bundle: Bundle) -> None:
         )
 
 
+def _require_grids(miner: Miner, manifest: records.Manifest, cases: Sequence[study.Case]) -> None:
+    """Raise where the grids that indices point into are not those that the copies would be made as now.
+
+    Raises:
+      DataError: scans or masks have changed since the records were written, or another version wrote them.
+    """
+    if miner.mode != "index" or miner.mining.copies == 1:
+        return
+    written = {one.case: one.fingerprint for one in manifest.cases}
+    other = [case.name for case in cases if made_from.fingerprint(miner.plan, case, miner.mode) != written[case.name]]
+    if other:
+        raise DataError(
+            f"{study.records_path(miner.work)}: expected records of the scans and masks as they are. Received: records "
+            f"of others, or of an earlier version: {listed(other)}. Write them again, or mine the scans alone "
+            "(--copies 1)."
+        )
+
+
 def _finished(miner: Miner, case: study.Case) -> Found | None:
     """Return a case's mined part where it is complete and made from the same input, else None."""
     path = miner.folder / "cases" / f"{case.name}.json"
     if not path.exists():
         return None
-    found, made_from = config.load(Found, path), miner.fingerprint(case)
-    return found if write_records.is_finished(path, miner.folder, found.records, made_from) else None
+    found = config.load(Found, path)
+    return found if made_from.is_finished(path, miner.folder, found.records, miner.fingerprint(case)) else None
 
 
 def mine(arguments: MineArguments) -> Mined:
@@ -214,6 +233,7 @@ def mine(arguments: MineArguments) -> Mined:
     name = arguments.name or arguments.run
     miner = Miner(arguments.work, plan, bundle, name, manifest.mode, arguments.mining, arguments.prediction)
     cases = plan.part("train")
+    _require_grids(miner, manifest, cases)
     examples = arguments.mining.per_case * len(cases)
     size_bytes = examples * forecast.example_bytes(plan.data.patch, manifest.mode)
     forecast.require_disk(arguments.work, size_bytes, f"{examples:,} examples", "mine fewer (--per-case)")

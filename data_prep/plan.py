@@ -148,8 +148,8 @@ def data_settings(
         return config.DataConfig(
             patch=rule,
             normalisation=config.NormalisationConfig(upper_medians=fitted.upper_medians(known), n4=arguments.n4),
-            sampling=config.SamplingConfig(per_case=arguments.per_case),
-            variation=config.VariationConfig(copies=copies),
+            sampling=config.SamplingConfig(per_case=arguments.per_case, near_volume=fitted.NEAR_VOLUME),
+            variation=dataclasses.replace(fitted.VARIATION, copies=copies),
             sided=fitted.one_sided(known),
         )
     except ValueError as error:

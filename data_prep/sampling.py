@@ -65,8 +65,8 @@ def shared_out(wanted: Mapping[str, int], volumes: int) -> list[dict[str, int]]:
 def kinds(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig) -> np.ndarray:
     """Return the kind of each voxel.
 
-    Background is near up to the distance within which it has `config.near_volume` times the femur's voxels, and at most
-    `config.near_mm`. Voxels of one distance are all near or all far.
+    Background is near up to the distance within which it has `config.near_volume` times the femur's voxels, if that is
+    chosen, and at most `config.near_mm`. Voxels of one distance are all near or all far.
 
     Args:
       mask: (X, Y, Z) bool, the femur on the working grid; may be empty, then all is far.
@@ -80,7 +80,9 @@ def kinds(mask: np.ndarray, *, spacing_mm: Triple, config: SamplingConfig) -> np
     if mask.any():
         box = _box_around(mask, spacing_mm=spacing_mm, margin_mm=config.near_mm)
         distance_mm = ndimage.distance_transform_edt(~mask[box], sampling=spacing_mm)
-        reach_mm = _reach_mm(distance_mm[distance_mm > 0], config.near_volume * np.count_nonzero(mask), config.near_mm)
+        reach_mm = config.near_mm
+        if config.near_volume is not None:
+            reach_mm = _reach_mm(distance_mm[distance_mm > 0], config.near_volume * np.count_nonzero(mask), reach_mm)
         result[box][distance_mm <= reach_mm + TOLERANCE_MM] = NEAR
         result[mask] = BONE
     return result

@@ -11,7 +11,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import sampling, variation
+from data_prep import made_from, sampling, variation
 from data_prep.forecast import example_bytes, require_disk
 from femur_tf import command, config, files, machine, quiet, records, study, tfrecords
 from femur_tf.errors import DataError, typed
@@ -45,15 +44,6 @@ class WriteArguments:
     """Cases written side by side."""
     overwrite: bool = False
     """Replace records made from another plan."""
-
-
-def fingerprint(plan: study.Plan, case: study.Case, mode: records.Mode) -> str:
-    """Return a digest of all that a case's records are made from: settings, files, mode; not of where the files lie."""
-    inputs = [study.digests(Path(path)) for path in (case.image, case.mask)]
-    data = config.to_dict(plan.data)
-    del data["sided"]  # of the training: records hold no mirrored patches
-    made_from = [data, plan.label, case.name, case.part, inputs, mode]
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def case_rng(seed: int, case: str) -> np.random.Generator:
@@ -131,7 +121,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
       What the manifest says of the case.
     """
     quiet.start_tensorflow()
-    made_from = fingerprint(plan, case, mode)  # before anything is read: what changes meanwhile is then noticed
+    made_of = made_from.fingerprint(plan, case, mode)  # before anything is read: what changes meanwhile is then noticed
     folder = study.records_path(work)
     shares = sampling.shared_out(sampling.asked(plan.data.sampling), plan.volumes(case))
     loaded = study.load_case(plan, case)
@@ -147,7 +137,7 @@ def write_case(work: Path, plan: study.Plan, case: study.Case, mode: records.Mod
         grids += [write_grid(folder, copy)] if mode == "index" else []
     order = case_rng(plan.data.sampling.seed, f"{case.name} order").permutation(len(examples))
     shards = write_shards(folder, case.name, [examples[i] for i in order], np.concatenate(kinds)[order])
-    written = records.CaseRecords(case.name, case.part, shards, made_from, tuple(grids))
+    written = records.CaseRecords(case.name, case.part, shards, made_of, tuple(grids))
     files.write_json(_case_path(work, case), config.to_dict(written))
     return written
 
@@ -176,39 +166,14 @@ def _case_path(work: Path, case: study.Case) -> Path:
     return study.records_path(work) / "cases" / f"{case.name}.json"
 
 
-def is_finished(path: Path, folder: Path, found: records.CaseRecords, made_from: str) -> bool:
-    """Tell whether a case's records are complete. Raise where they were made from something else.
-
-    Files are looked for by name and size; `femur_tf.records check` reads them.
-
-    Args:
-      path: where the finished part of the case is noted, for the error.
-      folder: of the records.
-      found: what is noted.
-      made_from: the fingerprint of the input.
-
-    Raises:
-      DataError: they were made from another plan, input or mode.
-    """
-    if found.fingerprint != made_from:
-        raise DataError(
-            f"{path}: expected records of this plan and mode. Received: records made from other settings or "
-            "other files. Pass --overwrite to write all records again."
-        )
-    missing = [entry.name for entry in found.files if records.check_size(folder, entry)]
-    if missing:
-        command.warn(f"{found.case}: missing or of another size, the case is written again: {', '.join(missing)}")
-    return not missing
-
-
 def _finished(work: Path, plan: study.Plan, case: study.Case, mode: records.Mode) -> records.CaseRecords | None:
     """Return a case's records where they are complete and made from the same input, else None."""
     path = _case_path(work, case)
     if not path.exists():
         return None
     found = config.load(records.CaseRecords, path)
-    made_from = fingerprint(plan, case, mode)
-    return found if is_finished(path, study.records_path(work), found, made_from) else None
+    made_of = made_from.fingerprint(plan, case, mode)
+    return found if made_from.is_finished(path, study.records_path(work), found, made_of) else None
 
 
 def write(
@@ -249,6 +214,8 @@ def _write(work: Path, plan: study.Plan, *, mode: records.Mode, processes: int, 
     fewer = "plan fewer examples (--per-case)" + (", or pass --index-only" if mode == "patches" else "")
     require_disk(work, examples * example_bytes(plan.data.patch, mode), f"{examples:,} examples", fewer)
     files.remove(records.manifest_path(folder))
+    for left in [*folder.rglob(".partial-*")]:
+        files.remove(left)  # of a killed command: no other one works here
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(processes, len(todo)))  # of nothing to do, one
@@ -263,8 +230,12 @@ def _write(work: Path, plan: study.Plan, *, mode: records.Mode, processes: int, 
                 f"{folder}: expected every process to write its cases. Received: one was ended from outside, most "
                 f"often for want of memory. Pass fewer --processes than {workers}; cases that are written are kept."
             ) from error
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a case takes minutes, and the pool has handed out more than are begun
+            raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error only those begun are still written
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error those handed out are still written
     manifest = records.Manifest(plan.data, mode, tuple(entry for entry in done.values() if entry))
     files.write_json(records.manifest_path(folder), config.to_dict(manifest))
     return manifest

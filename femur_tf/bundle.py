@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
 
@@ -88,8 +88,12 @@ class Bundle:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A digest of all that a map is made with: settings, and weights with the calibration folded into them."""
-        values = [config.to_dict(self.settings.data), config.to_dict(self.settings.model)]
+        """A digest of all that a map is made with: preparation, network, and weights with the calibration in them.
+
+        What is not in use is left out, so that a setting that comes later changes no digest.
+        """
+        data = self.settings.data
+        values = [_used(config.to_dict(one)) for one in (data.patch, data.normalisation, self.settings.model)]
         found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for weight in self.model.get_weights():
             found.update(weight.tobytes())
@@ -107,6 +111,11 @@ class Bundle:
         if place.name == EXTRA:
             place, version = place.parents[1], place.parent.name
         return Origin(place.name, version, hashlib.sha256(made_with.encode()).hexdigest())
+
+
+def _used(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that are in use: neither 0 nor false, null or empty."""
+    return {name: value for name, value in values.items() if value}
 
 
 def versions(folder: Path) -> list[Path]:

@@ -41,6 +41,22 @@ class State:
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
+def read_state(path: Path) -> State:
+    """Read the state of a checkpoint.
+
+    Raises:
+      DataError: another version of this package wrote it.
+    """
+    values, known = files.read_json(path), {field.name for field in dataclasses.fields(State)}
+    if set(values) != known:
+        received = ", ".join(sorted(set(values) ^ known))
+        raise DataError(
+            f"{path}: expected the state of a training of this version of femur_tf. Received: one that differs in "
+            f"{received}. Go on with the version that began it, or start anew with --overwrite; model.keras is usable."
+        )
+    return State(**values)
+
+
 def has_gpu() -> bool:
     """Return whether TensorFlow sees a GPU."""
     return bool(keras.distribution.list_devices("gpu"))
@@ -182,7 +198,11 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    found = (folder / "checkpoint").glob("epoch-*")
+    found = [
+        path
+        for path in (folder / "checkpoint").glob("epoch-*")
+        if all((path / name).is_file() for name in ("model.keras", "state.json"))  # one may be half removed
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 

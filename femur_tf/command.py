@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import operator
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,6 +50,8 @@ LOG_S = 60.0
 """From one line of progress to the next, where the output is a file or a pipe."""
 SPEED_S = 600.0
 """The time left is that of the speed over so many seconds: a case may take a minute."""
+AGAIN_S = 0.1
+"""From a request to end that was lost to its repetition."""
 
 
 def _typed_as(verb: str) -> str | None:
@@ -70,8 +74,11 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, g
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     parsed = tyro.cli(kind, args=[a for a in arguments if a != "--debug"], prog=_typed_as(verb))
-    # Containers and batch systems end what they run so; the first process of a container would not end at all.
-    before = signal.signal(signal.SIGTERM, _end)
+    # Containers and batch systems end what they run so; the first process of a container would not end at all. A
+    # terminal that closes hangs up; a command that is to go on then (nohup) ignores it.
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, _end) for one in ends}
+    sys.unraisablehook = _end_again
     try:
         status = function(parsed)
     except (DataError, OSError) as error:
@@ -87,19 +94,36 @@ def run(function: Callable[[A], int | None], kind: type[A], verb: str = "", *, g
             fail("Interrupted. Run the same command again, without --overwrite, to go on; with it, it starts anew.")
         else:
             fail("Interrupted. Run the same command again.")
-        status = 128 + (signal.SIGTERM if isinstance(interrupt, _Ended) else signal.SIGINT)
+        status = 128 + (interrupt.signal if isinstance(interrupt, _Ended) else signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = sys.__unraisablehook__
+        for one, handler in before.items():
+            signal.signal(one, handler)
     sys.exit(status or 0)
 
 
 class _Ended(KeyboardInterrupt):
-    """What ends a command that the system asks to end."""
+    """What ends a command that the system asks to end, by a signal."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal."""
+        super().__init__()
+        self.signal = number
 
 
-def _end(*_: object) -> None:
+def _end(number: int, _: object) -> None:
     """End as by Ctrl-C: what was done is told, nothing half written stays, and a run goes on later."""
-    raise _Ended
+    raise _Ended(number)
+
+
+def _end_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Ask to end once more where the first time fell where Python lets nothing out, as of a weak reference's end."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        number = error.signal if isinstance(error, _Ended) else signal.SIGINT
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def fail(message: str) -> None:

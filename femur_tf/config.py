@@ -2,6 +2,9 @@
 
 The source is Hallyburton et al., ISMRM 2017, #3860. A value that it states is
 marked "source"; a value that it leaves open, "our choice". Frozen, checked, saved as JSON.
+
+A field that a file does not name has its default here: what was done before there was such a field, so that files of
+earlier versions are read as what they are. What is done since is named by a plan (`data_prep.fitted`) or a preset.
 """
 
 from __future__ import annotations
@@ -52,10 +55,10 @@ class SamplingConfig:
     """Share of the examples inside the femur."""
     share_near: float = 0.35
     """Share outside the femur and near it; the rest is far background."""
-    near_volume: float = 2.0
+    near_volume: float | None = None
     """Near are the background voxels that lie nearest to the femur, as many as this times the femur's own: a voxel just
     outside is then drawn half as often as one inside, be it of a hip's femur (10 mm) or a tube of a few voxels (2 mm).
-    """
+    None: all within `near_mm`."""
     near_mm: float = 12.0
     """Distance from the femur, inclusive, beyond which no background counts as near."""
     seed: int = 2017
@@ -65,7 +68,8 @@ class SamplingConfig:
         require(0 < self.share_bone < 1, self, "share_bone", "a share in (0, 1)")
         require(0 <= self.share_near < 1, self, "share_near", "a share in [0, 1)")
         require(self.share_bone + self.share_near <= 1, self, "share_near", "share_bone + share_near of at most 1")
-        require(0 < self.near_volume < 1e9, self, "near_volume", "a number in (0, 1e9)")
+        some = self.near_volume is None or 0 < self.near_volume < 1e9
+        require(some, self, "near_volume", "a number in (0, 1e9), or null")
         require(0 < self.near_mm < 1e6, self, "near_mm", "a distance in (0, 1e6) mm")
         require(self.seed >= 0, self, "seed", "a whole number of at least 0")
 
@@ -82,22 +86,22 @@ class VariationConfig:
     """Rotate within each other plane."""
     scale: float = 0.12
     """Stretch each axis by a factor in [1 / (1 + v), 1 + v]."""
-    shift: float = 0.1
+    shift: float = 0.0
     """Shift along each axis by a share of the volume's length in [-v, v]."""
-    warp: float = 0.04
+    warp: float = 0.0
     """Bend by smooth displacements of at most this share of the volume's length along each axis."""
     gamma: float = 0.8
     """Raise grey values, of [0, 1], to a power in [1 / (1 + v), 1 + v]."""
-    tone: float = 2.0
+    tone: float = 0.0
     """Pass grey values through rising curves of four segments, in one place others than in the next; slopes are factors
     in [1 / (1 + v), 1 + v], scaled to keep black and white."""
     bias: float = 0.5
     """Multiply by a smooth field of at most exp(v)."""
-    blur_mm: float = 1.0
+    blur_mm: float = 0.0
     """Blur with a Gaussian of a standard deviation in [0, v]."""
     noise: float = 15.0
     """Add Gaussian noise of a standard deviation in [0, v], of 255 grey values."""
-    cut_mm: float = 20.0
+    cut_mm: float = 0.0
     """End every second copy, along the axis of the coarsest spacing, at a distance in [0, v] from the femur on either
     side: stacks have few slices more than the bone, and a patch sees beyond them. 0: none ends so."""
 

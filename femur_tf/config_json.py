@@ -61,6 +61,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _describe(error: BaseException, kind: type[Any] | None) -> str:
     """Say what is wrong with a field; our own checks already do."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        names = ", ".join(sorted(error.extra_fields))
+        return f"{names}, unknown to this version of femur_tf: use the one that made the file"
     return str(error) if "expected" in str(error) else cattrs.v.format_exception(error, kind)
 
 

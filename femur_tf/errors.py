@@ -8,6 +8,7 @@ exit with status 2 (`femur_tf.command`).
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 
 class DataError(ValueError):
@@ -30,10 +31,11 @@ def typed(module: str, *words: object) -> str:
 
     Args:
       module: what follows `python -m`.
-      words: its arguments; a path with blanks is quoted.
+      words: its arguments; a path with blanks is quoted, one that begins with a dash begins with ./ then.
 
     Example:
       >>> typed("femur_tf.train", "my work")
       "python -m femur_tf.train 'my work'"
     """
-    return shlex.join(["python", "-m", module, *map(str, words)])
+    shown = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(["python", "-m", module, *shown])

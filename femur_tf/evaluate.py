@@ -213,6 +213,8 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
         that has seen the cases.
     """
     _check_choice(arguments)
+    folder = arguments.work / "reports" / arguments.run
+    files.require_place(folder / f"{arguments.part}.html")
     plan = study.read_plan(arguments.work)
     cases = study.needed(arguments.work, plan, arguments.part)
     bundle = _load(arguments)
@@ -229,7 +231,6 @@ def evaluate(arguments: EvaluateArguments) -> list[CaseScore]:
     for case in cases:
         judged.add(case_maps.read(bundle, plan, case, arguments.prediction), chosen)
     _show_steps(judged.after, chosen.recipe)
-    folder = arguments.work / "reports" / arguments.run
     summary = {
         "run": arguments.run,
         "part": arguments.part,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from femur_tf import command, config, files, quality, quiet, served, study
-from femur_tf.errors import DataError, typed
+from femur_tf.errors import DataError, WriteError, typed
 
 if TYPE_CHECKING:
     from femur_tf.bundle import Bundle
@@ -55,6 +55,7 @@ def write_saved_model(bundle: Bundle, folder: Path, metadata: str = "{}") -> lis
       The signatures.
     """
     import keras
+    import tensorflow as tf
 
     from femur_tf import signatures
 
@@ -63,7 +64,11 @@ def write_saved_model(bundle: Bundle, folder: Path, metadata: str = "{}") -> lis
     archive.track(bundle.model)
     for endpoint in found:
         archive.add_endpoint(endpoint.name, endpoint.function, list(endpoint.inputs))
-    archive.write_out(str(folder), verbose=False)
+    try:
+        archive.write_out(str(folder), verbose=False)
+    except tf.errors.OpError as error:
+        what = "Free space, or write elsewhere."
+        raise WriteError(f"{folder}: expected room for a saved model. Received: {error.message}. {what}") from error
     return found
 
 

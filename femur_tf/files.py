@@ -1,24 +1,35 @@
 """Files that are written whole or not at all.
 
 A file or folder is made under a temporary name beside its final one and renamed
-when it is complete, so that a reader, or a run that goes on after a kill, never
-meets half of one.
+when it is complete and on the disk, so that a reader, or a run that goes on after a
+kill or a power cut, never meets half of one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from femur_tf.errors import DataError
+
+LEFT_OVER_S = 86_400.0
+"""Age, in seconds, from which a temporary file is taken for one that a killed command has left: none works so long."""
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
+"""Of what no disk holds, such as a pipe, and of file systems that know no such thing."""
+CANNOT_LOCK = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
+"""Of network file systems that are mounted without locks, or lock only what may be written to."""
 
 
 @contextlib.contextmanager
@@ -28,17 +39,40 @@ def whole(path: Path) -> Iterator[Path]:
     The temporary name keeps all suffixes of `path`, because image writers choose the
     format by them; the last one in lower case, as not all know it in capitals. The
     parent folder is made. An existing file is replaced; an existing folder too. The name
-    is drawn: in containers every command has the same process number.
+    is drawn: in containers every command has the same process number. What killed commands
+    have left of the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{path.stem}{path.suffix.lower()}")
+    own = f"{path.stem}{path.suffix.lower()}"
+    for left in path.parent.glob(f".partial-{'?' * 8}-{glob.escape(own)}"):
+        with contextlib.suppress(OSError):  # another command may remove it, or another user may have made it
+            if time.time() - left.stat().st_mtime > LEFT_OVER_S:
+                remove(left)
+    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{own}")
     try:
         yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _to_disk(written)
         if path.is_dir():
             remove(path)
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         remove(temporary)
+
+
+def _to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk: a power cut would leave empty files of their final names."""
+    if path.is_symlink():
+        return
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+    finally:
+        os.close(place)
 
 
 def remove(path: Path) -> None:
@@ -102,6 +136,8 @@ def read_versioned(path: Path, version: int, advice: str) -> Any:
 def locked(folder: Path, advice: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for it out of a folder while the block runs; the system lets go when one ends.
 
+    Where the file system cannot lock, that is said, and the block runs all the same.
+
     Args:
       folder: or a file; need not exist.
       advice: what to do where another process is in it.
@@ -111,13 +147,25 @@ def locked(folder: Path, advice: str, *, wait: bool = False) -> Iterator[None]:
       DataError: another process is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # To read alone: the file stays, and belongs to the first of several users.
-    place = os.open(folder.parent / f".{folder.name}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        place = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what may be written to
+    except PermissionError:
+        place = os.open(lock, os.O_RDONLY)  # the file stays, and belongs to the first of several users
     with open(place) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise DataError(f"{folder}: another process is working here. {advice}") from error
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                raise
+            logging.getLogger(__name__).warning(
+                "warning: %s: expected a file system that can lock files. Received: %s. Let no other command work "
+                "here meanwhile, or mount it with locks.",
+                folder,
+                error.strerror,
+            )
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from femur_tf import command, dicom_series, files, image_io, image_names
 from femur_tf.errors import DataError
 from femur_tf.image_errors import listed
-from femur_tf.origin import Origin
+from femur_tf.origin import Origin, told
 
 
 class Wanted(Protocol):
@@ -113,11 +113,18 @@ def require_kept(job: Job) -> None:
 
 def warn_of_others(passed: Sequence[Job], origin: Origin) -> None:
     """Warn of masks that are passed over and that another model made, another version of it, or of another scan."""
-    others = [job.name for job in passed if not origin.made(image_io.read_made_by(job.mask))]
+    notes = {job.name: image_io.read_made_by(job.mask) for job in passed}
+    others = [name for name, note in notes.items() if told(note) and not origin.made(note)]
     if others:
         command.warn(
             f"{passed[0].mask.parent}: expected masks of {origin.text}. Received: masks of another model or version, "
             f"which are passed over: {listed(others, 10)}. Pass --overwrite to replace them, or choose another folder."
+        )
+    silent = [name for name, note in notes.items() if not told(note)]
+    if silent:
+        command.say(
+            f"{passed[0].mask.parent}: {len(silent)} of the masks passed over do not say which model made them, as "
+            f"after an edit, or from another program or an early version: {listed(silent, 3)}"
         )
     elsewhere = [
         job.name for job in passed if image_io.read_made_of(job.mask) not in ("", image_io.scan_note(job.image))
@@ -143,14 +150,26 @@ def _check_folders(arguments: Wanted) -> None:
         raise DataError(f"{arguments.mask}: expected a folder for the masks alone. Received: --probability names it.")
 
 
-def _refuse_lone_maps(wanted: list[Job]) -> None:
-    """Raise where a scan without a mask has a map: another's, or of a mask that was removed. Ours come together."""
-    lone = [job.probability for job in wanted if job.probability and job.probability.exists()]
+def _settle_lone_maps(wanted: list[Job]) -> None:
+    """Remove the map of a scan without a mask where it is of this scan, and raise where it is another's.
+
+    Ours get their names together: between the two a command was killed, or the mask was removed since.
+
+    Raises:
+      DataError: maps that are not known to be of their scans.
+    """
+    lone = []
+    for job in wanted:
+        if job.probability and job.probability.exists():
+            if image_io.read_made_of(job.probability) == image_io.scan_note(job.image):
+                files.remove(job.probability)
+            else:
+                lone.append(job.probability)
     if lone:
         names = listed([path.name for path in lone], 3)
         raise DataError(
             f"{lone[0].parent}: expected maps of scans with masks alone. Received: {names}, without a mask. Move maps "
-            "of removed masks, or of another program, away, or pass --overwrite, which replaces every mask and map."
+            "of other scans, or of another program, away, or pass --overwrite, which replaces every mask and map."
         )
 
 
@@ -187,6 +206,6 @@ def todo(arguments: Wanted, report: Path | None = None) -> Todo:
         command.say(f"{len(done)} of {len(found)} scans have a mask and are passed over; --overwrite replaces them.")
     wanted = [job for job in found if job not in done]
     if goes_on:
-        _refuse_lone_maps(wanted)
+        _settle_lone_maps(wanted)
     _check_outputs(wanted, arguments.image, report, overwrite=arguments.overwrite)
     return Todo(wanted, [job for job in found if job in done], is_folder)

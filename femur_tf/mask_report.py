@@ -69,7 +69,9 @@ def add(path: Path, job: Job, *, sides_mm3: tuple[float, float], parts: int, qua
 
 
 def add_failure(path: Path | None, job: Job, error: Exception) -> None:
-    """Write why a scan has no mask; nothing where there is no report.
+    """Write why a scan has no mask; nothing where there is no report, or where the mask is there and was judged.
+
+    Another command may have made it meanwhile: what is known of it must not be lost.
 
     Raises:
       DataError, WriteError: as `add` does.
@@ -81,7 +83,10 @@ def add_failure(path: Path | None, job: Job, error: Exception) -> None:
 def _put(path: Path, job: Job, row: Mapping[str, Any]) -> None:
     """Write the row of one scan; what the file says of others stays, those of another run at the time too."""
     with files.locked(path, "Wait for it.", wait=True):
-        rows = read(path) | {_key(path, job.mask): {"scan": job.name, "image": str(job.image.resolve()), **row}}
+        rows, key = read(path), _key(path, job.mask)
+        if "error" in row and "flagged" in rows.get(key, {}) and job.mask.exists():
+            return
+        rows |= {key: {"scan": job.name, "image": str(job.image.resolve()), **row}}
         with library(path, "room for a report", "Free space, or write elsewhere.", WriteError):
             files.write_json(path, rows)
 

@@ -38,9 +38,14 @@ class Origin:
         return {"femur_tf": __version__, **dataclasses.asdict(self)}
 
     def made(self, text: str) -> bool:
-        """Tell whether a header's text is that of the same model; also where it is no text of ours, as after an edit.
+        """Tell whether a header's text is that of the same model.
 
         Args:
           text: as `text` gives it, or whatever another program writes there.
         """
-        return not text.startswith("femur_tf ") or text.endswith(self.digest[:SHOWN])
+        return text.endswith(self.digest[:SHOWN])
+
+
+def told(text: str) -> bool:
+    """Tell whether a header's text says which model made a mask: masks that were edited may have lost it."""
+    return text.startswith("femur_tf ")

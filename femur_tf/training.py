@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from femur_tf import command, config, dataset, files, lineage, machine, mined_records, model, record_match, records
-from femur_tf.callbacks import Checkpoint, Finite, Progress, State, checkpoints, dropout_states, has_gpu
+from femur_tf.callbacks import Checkpoint, Finite, Progress, State, checkpoints, dropout_states, has_gpu, read_state
 from femur_tf.errors import DataError
 
 AUC_THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-16, 16, 257)))).tolist())
@@ -138,7 +138,7 @@ def _start(
         files.write_json(folder / "config.json", config.to_dict(settings))
         files.write_json(folder / lineage.NAME, config.to_dict(learned))
         return first, State()
-    state = State(**files.read_json(found[-1] / "state.json"))
+    state = read_state(found[-1] / "state.json")
     network = model.load(found[-1] / "model.keras", compiled=True)
     for chance, words in zip(dropout_states(network), state.dropout, strict=True):
         chance.assign(words)
@@ -159,7 +159,8 @@ def require_same_settings(folder: Path, settings: config.RunConfig) -> None:
     if differing:
         raise DataError(
             f"{path}: expected the settings of this command. Received: another {', '.join(differing)}. "
-            "Choose another name with --run, or start it anew: with --overwrite, or without its folder."
+            f"Choose another name with --run, go on with the run's own (--config {path}), or start it anew: with "
+            "--overwrite, or without its folder."
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_prep import fitted
 from femur_tf import bundle, calibration, config, evaluator, files, study, training, volume
 from femur_tf.errors import DataError
 from femur_tf.volume import Volume
@@ -170,6 +171,18 @@ def test_the_digest_is_that_of_all_that_makes_a_map(tmp_path):
     files.write_json(run / bundle.RECIPE, config.to_dict(fitted))
     assert bundle.load(run).digest != digest
     assert bundle.load(run, calibrated=False).digest == digest
+
+
+def test_the_digest_knows_nothing_of_training(tmp_path):
+    """So that a setting of it that comes later tells no masks apart."""
+    found = bundle.load(bright.save_run(tmp_path / "run"))
+    data = found.settings.data
+    trained = dataclasses.replace(data, sided=True, variation=fitted.VARIATION)
+    read = dataclasses.replace(data, normalisation=config.NormalisationConfig(upper_medians=2.0))
+    same, other = (
+        dataclasses.replace(found, settings=dataclasses.replace(found.settings, data=one)) for one in (trained, read)
+    )
+    assert same.digest == found.digest != other.digest
 
 
 def test_a_network_trained_in_mixed_precision_computes_in_float32(tmp_path):

@@ -55,6 +55,7 @@ def test_what_a_command_returns_is_its_exit_status(run, returned, status):
 
 def test_a_command_in_a_message_can_be_typed():
     assert errors.typed("femur_tf.train", "my work", "--epochs", 3) == "python -m femur_tf.train 'my work' --epochs 3"
+    assert errors.typed("femur_tf.train", Path("-w"), "--epochs", 3) == "python -m femur_tf.train ./-w --epochs 3"
 
 
 def test_flags_reach_the_function(run):
@@ -119,14 +120,59 @@ command.run(work, dataclasses.make_dataclass("Nothing", []))
 """
 
 
-def test_what_the_system_ends_ends_in_order():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_the_system_ends_ends_in_order(number):
     command_line = [sys.executable, "-c", ORDERLY]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"ready\n"
-        child.terminate()
+        child.send_signal(number)
         out, err = child.communicate(timeout=30)
-    assert (child.returncode, out) == (128 + signal.SIGTERM, b"in order\n")
+    assert (child.returncode, out) == (128 + number, b"in order\n")
     assert b"Interrupted. Run the same command again to go on." in err
+
+
+def test_what_is_to_outlive_its_terminal_does():
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with subprocess.Popen([sys.executable, "-c", ignoring + ORDERLY], stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGHUP)
+        child.terminate()
+        child.communicate(timeout=30)
+    assert child.returncode == 128 + signal.SIGTERM
+
+
+def test_an_interrupt_that_python_swallows_is_repeated():
+    """As one that arrives while a weak reference ends."""
+    line = """
+import dataclasses, time
+from femur_tf import command
+class Swallows:
+    def __del__(self):
+        raise KeyboardInterrupt
+def work(_):
+    Swallows()
+    time.sleep(60)
+command.run(work, dataclasses.make_dataclass("Nothing", []))
+"""
+    found = subprocess.run([sys.executable, "-c", line], capture_output=True, timeout=30, check=False)
+    assert found.returncode == 128 + signal.SIGINT
+    assert b"Interrupted." in found.stderr
+
+
+def test_other_errors_that_python_swallows_are_shown():
+    line = """
+import dataclasses
+from femur_tf import command
+class Swallows:
+    def __del__(self):
+        raise OSError("gone")
+def work(_):
+    Swallows()
+command.run(work, dataclasses.make_dataclass("Nothing", []))
+"""
+    found = subprocess.run([sys.executable, "-c", line], capture_output=True, timeout=30, check=False)
+    assert found.returncode == 0
+    assert b"OSError: gone" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,11 @@ def test_settings_cannot_be_changed(kind):
     field = dataclasses.fields(value)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, field, getattr(value, field))
+
+
+def test_what_a_file_does_not_name_was_not_done():
+    """Files of earlier versions are read as what they are."""
+    found = config.from_dict(config.DataConfig, {"patch": {}, "sampling": {}, "variation": {"copies": 3}})
+    varied = found.variation
+    assert (varied.shift, varied.warp, varied.tone, varied.blur_mm, varied.cut_mm) == (0,) * 5
+    assert (found.sampling.near_volume, found.normalisation.upper_medians, found.sided) == (None, None, False)

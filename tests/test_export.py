@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from femur_tf import bundle, config, export, files, predict, served
-from femur_tf.errors import DataError
+from femur_tf.errors import DataError, WriteError
 from femur_tf.export import ExportArguments
 
 SERVED_TOLERANCE = 1e-6
@@ -121,6 +121,16 @@ def test_a_version_answers_with_its_own_metadata_in_the_library_that_servers_are
     card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert found == served.metadata(bundle.load(version), "femur", card)
     assert found.config.patch == bundle.load(work / "runs/default").settings.data.patch
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", full)
+    found = bundle.load(bright.save_run(tmp_path / "run"))
+    with pytest.raises(WriteError, match=r"expected room for a saved model\. Received: No space left on device\. Free"):
+        export.export(found, tmp_path / "saved")
 
 
 def test_the_shipped_version_answers_with_what_its_files_hold():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hypothesis
@@ -206,4 +209,56 @@ def test_a_lock_ends_with_its_process(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", line, str(folder)], check=False).returncode == -9
     with files.locked(folder, ""):
+        pass
+
+
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+    """A power cut would leave an empty file of the final name."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda place: done.append(os.readlink(f"/proc/self/fd/{place}")) or fsync(place))
+    monkeypatch.setattr(os, "replace", lambda one, other: done.append("renamed") or replace(one, other))
+    with files.whole(tmp_path / "run") as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("a")
+    names = [Path(name).name.partition("-run")[0] for name in done]
+    assert names == ["a", names[1], "renamed", tmp_path.name]
+    assert names[1].startswith(".partial-")
+
+
+def test_what_cannot_be_brought_to_the_disk_is_written_all_the_same(tmp_path, monkeypatch):
+    def refused(place):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    files.write_text(tmp_path / "a", "a")
+    assert (tmp_path / "a").read_text() == "a"
+
+
+def test_what_killed_commands_have_left_is_removed_after_a_day(tmp_path):
+    names = (".partial-00000000-a.json", ".partial-00000001-a.json", ".partial-00000002-b.json")
+    for name in names:
+        (tmp_path / name).write_text("half")
+    for name in names[::2]:
+        os.utime(tmp_path / name, (0, time.time() - files.LEFT_OVER_S - 10))
+    files.write_text(tmp_path / "a.json", "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names[1:], "a.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.ENOSYS])
+def test_where_no_file_can_be_locked_a_command_runs_and_says_so(tmp_path, monkeypatch, caplog, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with files.locked(tmp_path / "work", "Wait."):
+        pass
+    assert f"work: expected a file system that can lock files. Received: {os.strerror(number)}." in caplog.text
+
+
+def test_another_error_of_a_lock_is_one(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OSError, match="Input/output"), files.locked(tmp_path / "work", "Wait."):
         pass

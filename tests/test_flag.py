@@ -138,6 +138,17 @@ def test_a_report_names_a_scan_that_failed_until_it_has_a_mask(tmp_path, capsys)
     assert files.read_json(report)["mask.nii.gz"]["made_by"]["digest"] == ORIGIN.digest
 
 
+def test_what_is_known_of_a_mask_outlives_a_second_command_that_could_not_write_it(tmp_path):
+    report, one = tmp_path / "report.json", job("scan", tmp_path / "mask.nii.gz")
+    mask_report.add(report, one, quality=quality.Quality({}, ("odd",)), **KNOWN)
+    one.mask.touch()
+    mask_report.add_failure(report, one, DataError("written meanwhile"))
+    assert files.read_json(report)["mask.nii.gz"]["flagged"]
+    one.mask.unlink()
+    mask_report.add_failure(report, one, DataError("broken"))
+    assert files.read_json(report)["mask.nii.gz"]["error"] == "broken"
+
+
 def test_two_runs_keep_each_others_rows(tmp_path, monkeypatch):
     """A row that is added while another run is between reading and writing waits for it."""
     report, judged, write = tmp_path / "report.json", quality.Quality({}, ()), files.write_json

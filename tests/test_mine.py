@@ -131,6 +131,18 @@ def test_copies_are_mined_too(written):
     assert len(example["label"]) == sum(sum(counts.values()) for counts in found.drawn.values())
 
 
+def test_copies_of_masks_that_have_changed_since_are_refused(tmp_path):
+    """In index mode their grids lie on disk, as they were."""
+    tiny.write_all(tmp_path, rule=bright.RULE, copies=2, mode="index")
+    bright.save_run(study.run_path(tmp_path, "default"))
+    path = tmp_path / "masks" / "hip_02.nii.gz"
+    mask = tiny.ball().astype(np.uint8)
+    mask[:12] = 0
+    bright.save(path, mask)
+    with pytest.raises(DataError, match=r"expected records of the scans and masks as they are.*: hip_02\. Write them"):
+        mine.mine(arguments(tmp_path, mining=dataclasses.replace(MINING, copies=2)))
+
+
 def test_a_killed_command_goes_on(written, monkeypatch):
     work, real = arguments(written, name="killed"), mine.mine_case
 
@@ -162,7 +174,7 @@ def test_another_memory_limit_makes_no_other_set(written, monkeypatch):
 def test_a_set_made_from_something_else_is_kept_until_overwritten(written):
     first, other = (arguments(written, name="kept", mining=dataclasses.replace(MINING, per_case=n)) for n in (5, 6))
     mine.mine(first)
-    with pytest.raises(DataError, match=r"hip_01\.json: expected records of this plan.*--overwrite"):
+    with pytest.raises(DataError, match=r"hip_01\.json: expected what this command makes.*--overwrite"):
         mine.mine(other)
     found = mine.mine(dataclasses.replace(other, overwrite=True))
     assert sum(found.drawn["hip_01"].values()) <= 6

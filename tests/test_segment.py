@@ -103,8 +103,9 @@ def test_masks_of_another_model_that_are_passed_over_are_warned_of(tmp_path, mod
     other = dataclasses.replace(loaded.chosen, recipe=RecipeConfig(0.6, ()))
     monkeypatch.setattr(bundle, "load", lambda folder: dataclasses.replace(loaded, chosen=other))
     run(tmp_path / "scans", tmp_path / "masks", model)
-    told = capsys.readouterr().err
+    said, told = capsys.readouterr()
     assert "Received: masks of another model or version, which are passed over: b. Pass --overwrite" in told
+    assert "1 of the masks passed over do not say which model made them" in " ".join(said.split())
     run(tmp_path / "scans", tmp_path / "masks", model, overwrite=True)
     run(tmp_path / "scans", tmp_path / "masks", model)
     assert "another model" not in capsys.readouterr().err
@@ -307,6 +308,15 @@ def test_a_map_without_its_mask_is_anothers_and_kept(tmp_path, model):
     assert kept.read_bytes() == b"made elsewhere" and not (tmp_path / "masks").exists()
     assert run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps", overwrite=True) == 0
     assert read(kept).shape == tiny.SHAPE
+
+
+def test_a_map_whose_mask_was_not_named_before_a_kill_is_made_again(tmp_path, model):
+    bright.save(tmp_path / "scans" / "a.nii.gz", tiny.scan("a"))
+    run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps")
+    before = (tmp_path / "masks" / "a.nii.gz").read_bytes()
+    (tmp_path / "masks" / "a.nii.gz").unlink()
+    assert run(tmp_path / "scans", tmp_path / "masks", model, probability=tmp_path / "maps") == 0
+    assert (tmp_path / "masks" / "a.nii.gz").read_bytes() == before and read(tmp_path / "maps" / "a.nii.gz").any()
 
 
 @pytest.mark.parametrize("folder", ["masks", "maps"])

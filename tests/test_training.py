@@ -111,7 +111,10 @@ def test_a_constant_rate_stays():
 
 def test_checkpoints_are_listed_oldest_first(tmp_path):
     for epoch in (10000, 10, 2):
-        callbacks.checkpoint_path(tmp_path, epoch).mkdir(parents=True)
+        place = callbacks.checkpoint_path(tmp_path, epoch)
+        place.mkdir(parents=True)
+        for name in ("model.keras", "state.json"):
+            (place / name).touch()
     (tmp_path / "checkpoint/.partial-1-epoch-0011").mkdir()
     assert [path.name for path in callbacks.checkpoints(tmp_path)] == ["epoch-0002", "epoch-0010", "epoch-10000"]
 
@@ -514,6 +517,24 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(written, tmp_path):
     assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, before.epoch + 3))
 
 
+def test_a_checkpoint_that_is_half_removed_does_not_count(tmp_path):
+    for number, names in {1: ("model.keras", "state.json"), 2: ("model.keras",), 3: ("state.json",)}.items():
+        place = callbacks.checkpoint_path(tmp_path, number)
+        place.mkdir(parents=True)
+        for name in names:
+            (place / name).touch()
+    assert callbacks.checkpoints(tmp_path) == [callbacks.checkpoint_path(tmp_path, 1)]
+
+
+def test_a_checkpoint_of_a_version_that_kept_other_things_is_refused(uninterrupted, tmp_path, written):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], folder)
+    path = callbacks.checkpoints(folder)[-1] / "state.json"
+    files.write_json(path, files.read_json(path) | {"best_loss": 0.1})
+    with pytest.raises(DataError, match=r"state\.json: expected the state of a training of this.* best_loss\. Go on"):
+        training.train(written, folder, settings())
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [
@@ -525,7 +546,9 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(written, tmp_path):
 )
 def test_a_run_made_with_other_settings_is_refused_and_named(uninterrupted, written, other, named):
     folder, _ = uninterrupted
-    with pytest.raises(DataError, match=rf"config\.json: expected the settings of this command\. .*another {named}"):
+    with pytest.raises(
+        DataError, match=rf"config\.json: expected the settings of this command\. .*another {named}.* go on with"
+    ):
         training.train(written, folder, other)
 
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from data_prep import variation
+from data_prep import fitted, variation
 from femur_tf.config import VariationConfig
 
 STILL = VariationConfig(
@@ -192,6 +192,6 @@ def test_the_same_chance_gives_the_same_copy():
 
 def test_a_volume_of_one_voxel_can_be_varied(rng):
     grid, mask = np.full((1, 1, 1), 7, np.uint8), np.ones((1, 1, 1), bool)
-    varied, moved = variation.vary(grid, mask, SPACING_MM, VariationConfig(noise=0, gamma=0), rng)
+    varied, moved = variation.vary(grid, mask, SPACING_MM, dataclasses.replace(fitted.VARIATION, noise=0, gamma=0), rng)
     assert varied.shape == (1, 1, 1)
     assert moved.all()

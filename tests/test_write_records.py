@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import multiprocessing
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from data_prep import sampling, write_records
+from data_prep import made_from, sampling, write_records
 from femur_tf import config, evaluator, files, image_io, model, predict, records, study
 from femur_tf.errors import DataError
 from femur_tf.patches import Cutter
@@ -293,7 +294,7 @@ def test_a_mask_that_changes_while_its_case_is_written_is_noticed(tmp_path, in_t
 
     monkeypatch.setattr(study, "load_case", read_then_changed)
     write_records.write(tmp_path)
-    with pytest.raises(DataError, match=r"hip_01\.json: expected records of this plan.*other files"):
+    with pytest.raises(DataError, match=r"hip_01\.json: expected what this command makes.*other settings or"):
         write_records.write(tmp_path)
 
 
@@ -332,7 +333,7 @@ def test_records_made_from_something_else_are_kept_until_overwritten(tmp_path, i
     write_records.write(tmp_path)
     before = times_ns(tmp_path)
     change(tmp_path)
-    with pytest.raises(DataError, match=r"hip_01\.json: expected records of this plan.*--overwrite"):
+    with pytest.raises(DataError, match=r"hip_01\.json: expected what this command makes.*--overwrite"):
         write_records.write(tmp_path, mode=mode)
     assert times_ns(tmp_path) == before
     assert records.check(tmp_path / "records") == []
@@ -367,6 +368,31 @@ def test_a_process_that_is_ended_from_outside_says_what_may_help(tmp_path, in_th
     monkeypatch.setattr(write_records, "write_case", ended)
     with pytest.raises(DataError, match=r"for want of memory\. Pass fewer --processes than 1; cases that are written"):
         write_records.write(tmp_path)
+
+
+def test_an_interrupt_ends_the_workers(tmp_path, in_threads, monkeypatch):
+    """Those cases that a pool has handed out would all be written first."""
+    ended = []
+    worker = types.SimpleNamespace(terminate=lambda: ended.append("ended"))
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [worker])
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    tiny.write_study(tmp_path)
+    monkeypatch.setattr(write_records, "write_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_records.write(tmp_path)
+    assert ended == ["ended"]
+
+
+def test_what_a_killed_command_has_left_of_shards_is_removed(tmp_path, in_threads):
+    tiny.write_study(tmp_path)
+    left = tmp_path / "records" / "shards" / ".partial-00000000-x.tfrecord"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    write_records.write(tmp_path)
+    assert not left.exists()
 
 
 def test_records_are_kept_where_a_scan_is_gone(tmp_path, in_threads):
@@ -429,3 +455,20 @@ def test_a_mask_without_bone_gives_background_alone(tmp_path):
     nibabel.save(nibabel.Nifti1Image(empty, np.diag([*tiny.SPACING_MM, 1.0])), plan.cases[0].mask)
     case = write_records.write_case(tmp_path, plan, plan.cases[0], "patches")
     assert [shard.examples for shard in case.shards] == [{"bone": 0, "near": 0, "far": 27}]
+
+
+def test_records_of_a_version_without_some_settings_can_be_gone_on_with(tmp_path):
+    """Not to have a setting is to have it off."""
+    plan = tiny.write_study(tmp_path)
+    off = dataclasses.replace(plan.data, variation=config.VariationConfig(copies=2))
+    values = config.to_dict(off)
+    for part, names in made_from.ADDED.items():
+        for name in names:
+            del values[part][name]
+    earlier = config.from_dict(config.DataConfig, values)
+    on = dataclasses.replace(off, variation=dataclasses.replace(off.variation, cut_mm=20.0))
+    digests = [
+        made_from.fingerprint(dataclasses.replace(plan, data=data), plan.cases[0], "patches")
+        for data in (off, earlier, on)
+    ]
+    assert digests[0] == digests[1] != digests[2]

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from data_prep import write_records
+from data_prep import fitted, write_records
 from femur_tf import config, files, records, study
 
 SHAPE = (24, 20, 12)
@@ -17,7 +17,7 @@ SPACING_MM = (1.0, 1.0, 2.0)
 RULE = config.PatchConfig(size=8, spacing_mm=SPACING_MM, scales_mm=(0.0, 3.6))
 """Steps (1, 1, 1) and (4, 4, 2): every step divides the shape."""
 SAMPLING = config.SamplingConfig(per_case=90, near_mm=4.0)
-DATA = config.DataConfig(patch=RULE, sampling=SAMPLING, variation=config.VariationConfig(copies=1))
+DATA = config.DataConfig(patch=RULE, sampling=SAMPLING, variation=dataclasses.replace(fitted.VARIATION, copies=1))
 PARTS: dict[str, study.Part] = {"hip_01": "train", "hip_02": "train", "hip_03": "validation", "hip_04": "test"}
 SHARD_EXAMPLES = 30
 
@@ -46,7 +46,7 @@ def write_study(
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(data, affine), path)
         cases.append(study.Case(name, *map(str, paths), part))
-    variation = config.VariationConfig(copies=copies)
+    variation = dataclasses.replace(fitted.VARIATION, copies=copies)
     plan = study.Plan(tuple(cases), dataclasses.replace(DATA, patch=rule, variation=variation))
     files.write_json(study.plan_path(work), config.to_dict(plan))
     return plan

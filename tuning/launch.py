@@ -159,7 +159,8 @@ def prepare(wanted: Wanted, *, overwrite: bool) -> Search:
         if differing:
             raise DataError(
                 f"{trials.search_path(wanted.folder)}: expected the settings of this command. Received: another "
-                f"{', '.join(differing)}. Choose another name with --name, or start it anew with --overwrite."
+                f"{', '.join(differing)}. Choose another name with --name, or start it anew with --overwrite. "
+                "What an earlier version has found stays usable: python -m tuning.report, best_config.json."
             )
         search = dataclasses.replace(search, started=earlier.started)
     files.write_json(trials.search_path(wanted.folder), config.to_dict(search))
