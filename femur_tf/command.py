@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import operator
-import os
 import signal
 import sys
 import threading
@@ -121,7 +120,7 @@ def _end_again(unraisable: sys.UnraisableHookArgs) -> None:
     error = unraisable.exc_value
     if isinstance(error, KeyboardInterrupt):
         number = error.signal if isinstance(error, _Ended) else signal.SIGINT
-        threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
+        threading.Timer(AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, number)).start()
     else:
         sys.__unraisablehook__(unraisable)
 
