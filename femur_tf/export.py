@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from femur_tf import command, config, files, quality, quiet, served, study
+from femur_tf import command, config, files, lineage, quality, quiet, served, study
 from femur_tf.errors import DataError, WriteError, typed
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def model_card(bundle: Bundle, name: str) -> str:
     ]
     if chosen:
         lines += [
-            f"- validation cases: {', '.join(chosen.cases)}",
+            f"- validation cases: {len(chosen.cases)}",
             f"- validation: voxel AUC {chosen.auc:.4f}, mean Dice {chosen.dice:.3f}",
             f"- mean Dice of the cut-off alone: {chosen.raw_dice:.3f}",
             f"- cut-off: {chosen.recipe.cutoff:.4f}",
@@ -106,6 +106,8 @@ def model_card(bundle: Bundle, name: str) -> str:
 
 def _write_version(bundle: Bundle, folder: Path, name: str, card: str) -> None:
     """Write a version: its model, what is needed beside it, the SavedModel and its warm-up requests.
+
+    No name of a case goes along, as it may be a patient's.
 
     Args:
       bundle: the model.
@@ -119,10 +121,14 @@ def _write_version(bundle: Bundle, folder: Path, name: str, card: str) -> None:
     extra.mkdir(parents=True)
     # Loaded without its optimizer, whose state is twice the weights.
     bundles.network(bundle.folder, bundle.settings).save(extra / bundles.MODEL)
-    for file in (bundles.CONFIG, bundles.RECIPE, *([bundles.COHORT] if bundle.cohort else [])):
+    for file in (bundles.CONFIG, *([bundles.COHORT] if bundle.cohort else [])):
         shutil.copyfile(bundle.folder / file, extra / file)
+    chosen = bundle.chosen and dataclasses.replace(
+        bundle.chosen, cases=tuple(lineage.pseudonym(case) for case in bundle.chosen.cases)
+    )
+    files.write_json(extra / bundles.RECIPE, config.to_dict(chosen))
     (extra / CARD).write_text(card, encoding="utf-8")
-    metadata = served.metadata(dataclasses.replace(bundle, folder=extra), name, card)
+    metadata = served.metadata(dataclasses.replace(bundle, folder=extra, chosen=chosen), name, card)
     endpoints = write_saved_model(bundle, folder, served.to_json(metadata))
     served.write_warm_up(extra / served.WARM_UP, name, [(e.name, e.example) for e in endpoints])
 

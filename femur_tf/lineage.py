@@ -10,6 +10,7 @@ runs that have not seen it. Cases are known by their names.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def require_same(run: Path, wanted: Lineage) -> None:
     )
 
 
+def pseudonym(name: str) -> str:
+    """Return what stands for a case in an exported model: names of cases may be patients'."""
+    return f"case-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
 def require_unseen(run: Path, names: Iterable[str], part: study.Part, choosers: Iterable[str] = ()) -> None:
     """Raise where a run has seen a case that it is to be scored on.
 
@@ -131,14 +137,14 @@ def require_unseen(run: Path, names: Iterable[str], part: study.Part, choosers: 
       names: of the cases.
       part: `validation`, for which the run must not have been trained on them, or `test`, for which it must not have
         seen them at all.
-      choosers: cases that chose the run's recipe.
+      choosers: cases that chose the run's recipe, by their names or pseudonyms.
 
     Raises:
       DataError: it has.
     """
     lineage = read(run) or Lineage(())
     seen = lineage.names("train") if part == "validation" else lineage.names("train", "validation") | set(choosers)
-    known = sorted(seen & set(names))
+    known = sorted(name for name in names if {name, pseudonym(name)} & seen)
     if known:
         raise DataError(
             f"{run}: expected a run that has not seen the {part} cases. Received: one made with {', '.join(known)}, "

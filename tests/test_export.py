@@ -14,7 +14,7 @@ import saved_model_runtime
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from femur_tf import bundle, config, export, files, predict, served
+from femur_tf import bundle, config, export, files, lineage, predict, served
 from femur_tf.errors import DataError, WriteError
 from femur_tf.export import ExportArguments
 
@@ -121,6 +121,19 @@ def test_a_version_answers_with_its_own_metadata_in_the_library_that_servers_are
     card = (version / "assets.extra" / "model_card.md").read_text(encoding="utf-8")
     assert found == served.metadata(bundle.load(version), "femur", card)
     assert found.config.patch == bundle.load(work / "runs/default").settings.data.patch
+
+
+def test_no_name_of_a_case_leaves_with_a_model(tmp_path):
+    found = bundle.load(bright.save_run(tmp_path / "run"))
+    version = export.export(found, tmp_path / "saved")
+    name = bright.CHOSEN.cases[0].encode()
+    assert not [path for path in version.rglob("*") if path.is_file() and name in path.read_bytes()]
+    exported = bundle.load(version)
+    assert exported.origin.digest == found.origin.digest
+    with pytest.raises(
+        DataError, match="expected a run that has not seen the test cases. Received: one made with hip_03"
+    ):
+        lineage.require_unseen(exported.folder, ["hip_02", "hip_03"], "test", exported.chosen.cases)
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
