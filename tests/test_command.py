@@ -108,6 +108,12 @@ def test_a_full_disk_is_said_with_what_to_do_where_no_file_is_named(run, filenam
     assert "No space left on device" in err
 
 
+HEEDING = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""What started the tests, such as nohup, may ignore these, and so do its children then."""
 ORDERLY = """
 import dataclasses, time
 from femur_tf import command
@@ -123,7 +129,7 @@ command.run(work, dataclasses.make_dataclass("Nothing", []))
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_the_system_ends_ends_in_order(number):
-    command_line = [sys.executable, "-c", ORDERLY]
+    command_line = [sys.executable, "-c", HEEDING + ORDERLY]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(number)
@@ -155,7 +161,7 @@ def work(_):
     time.sleep(60)
 command.run(work, dataclasses.make_dataclass("Nothing", []))
 """
-    found = subprocess.run([sys.executable, "-c", line], capture_output=True, timeout=30, check=False)
+    found = subprocess.run([sys.executable, "-c", HEEDING + line], capture_output=True, timeout=30, check=False)
     assert found.returncode == 128 + signal.SIGINT
     assert b"Interrupted." in found.stderr
 
