@@ -30,10 +30,6 @@ CORE = [
 
 EXTRAS = {
     "serving": ["grpcio~=1.85", "protobuf>=7,<8"],
-    "cluster": ["dask[distributed]>=2026.8,<2028"],
-    "dicom": ["highdicom~=0.28"],
-    "mesh": ["trimesh~=5.2"],
-    "review": ["starlette>=1.0,<2", "uvicorn>=0.40,<1"],
     "gpu": ["tensorflow[and-cuda]~=2.21"],
     "openvino": ["openvino~=2026.4"],
     "test": [

@@ -274,6 +274,7 @@ def main(arguments: MineArguments) -> None:
     """Mine, and print one table."""
     folder = study.records_path(arguments.work)  # mined sets lie in it
     records.read_manifest(folder)  # raises where there is none, before anything is made
+    files.require_place(mined_records.folder(folder, arguments.name or arguments.run) / "mined.json")
     with files.locked(folder, "Wait for it to end, or end it."):
         mined = mine(arguments)
     rows = [

@@ -13,6 +13,7 @@ from data_prep.forecast import check_disk, forecast
 from data_prep.suspicions import suspicions
 from femur_tf import command, config, files, machine, study
 from femur_tf.errors import DataError, typed
+from femur_tf.image_errors import listed
 from femur_tf.patch_config import Triple
 
 
@@ -236,7 +237,7 @@ def main(arguments: PlanArguments) -> None:
     pairing = cohort.pair(arguments.images, arguments.masks)
     for what, names in (("image without a mask", pairing.images_alone), ("mask without an image", pairing.masks_alone)):
         if names:
-            command.warn(f"{what}, left out: {', '.join(names)}")
+            command.warn(f"{what}, left out: {listed(names)}")
     before = _earlier(arguments)
     parts = parts_of(arguments, [case.name for case in pairing.pairs], before, config.SamplingConfig.seed)
     facts = check(pairing.pairs, label=label, processes=arguments.processes)

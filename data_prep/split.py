@@ -17,6 +17,7 @@ from pathlib import Path
 
 from femur_tf import image_names
 from femur_tf.errors import DataError
+from femur_tf.image_errors import listed
 from femur_tf.study import Part
 
 
@@ -48,7 +49,7 @@ def _named(text: str, names: Sequence[str]) -> str:
     ends = {name: re.search(r"\d+$", name) for name in names}
     found = [name for name, end in ends.items() if end and text.isdecimal() and int(end[0]) == int(text)]
     if len(found) != 1:
-        received = f"{text!r} is the end of {', '.join(found)}" if found else f"{text!r} is none of {', '.join(names)}"
+        received = f"{text!r} is the end of {listed(found)}" if found else f"{text!r} is none of {listed(list(names))}"
         raise DataError(f"expected the name of a case or the number that it ends with. Received: {received}.")
     return found[0]
 

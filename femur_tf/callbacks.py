@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -246,7 +247,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.save(temporary / "model.keras")
             files.write_json(temporary / "state.json", dataclasses.asdict(self.state))
         for old in checkpoints(self.folder)[:-1]:
-            files.remove(old)
+            with contextlib.suppress(PermissionError):  # of another user of the study
+                files.remove(old)
 
     def _note(self, epoch: int, values: dict[str, float]) -> None:
         """Bring the state to the end of an epoch."""

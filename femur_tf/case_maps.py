@@ -6,8 +6,10 @@ before it is brought to the scan's own grid, as a calibrated network would give 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -20,6 +22,8 @@ from femur_tf import calibration, command, files, measures, metrics, postprocess
 from femur_tf.config import PredictConfig, RecipeConfig
 from femur_tf.volume import Volume, from_working
 
+MOST_TRAINING = 100
+"""Training cases that tell what is usual, evenly from the plan's: each takes a map, and more tell little more."""
 FAILED_DICE = 0.5
 """A segmentation below it has failed (source: cases under 0.50 are told apart)."""
 
@@ -90,7 +94,8 @@ def kept(
     if found is None:
         command.say(f"{name}: {' x '.join(map(str, working.shape))} voxels")
         found = bundles.working_map(bundle, working, options).data
-        with files.whole(path) as temporary:
+        # Where another user has begun the folder it may not be kept: it will be computed again.
+        with contextlib.suppress(PermissionError), files.whole(path) as temporary:
             np.savez_compressed(temporary, map=found)
     return found
 
@@ -127,7 +132,7 @@ def cohort(
     settings: calibration.Calibration,
     options: PredictConfig = predict.DEFAULT,
 ) -> quality.Cohort | None:
-    """Return what is usual among the training and validation cases; None of fewer than two.
+    """Return what is usual among validation cases and at most `MOST_TRAINING` training cases; None of fewer than two.
 
     A case that failed, its Dice below `FAILED_DICE`, is named and left out: with it, any failure would be usual.
 
@@ -139,7 +144,9 @@ def cohort(
       options: how maps are computed.
     """
     profiles = []
-    for case in command.track([*plan.part("validation"), *plan.part("train")], "cohort"):
+    training = plan.part("train")
+    training = training[:: max(1, math.ceil(len(training) / MOST_TRAINING))]
+    for case in command.track([*plan.part("validation"), *training], "cohort"):
         found, dice = read(bundle, plan, case, options).profile(chosen, settings)
         if dice < FAILED_DICE:
             command.warn(f"{case.name}: a Dice of {dice:.2f} has failed, and tells nothing of what is usual. Left out.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
+import functools
 import hashlib
 import json
 import logging
@@ -40,15 +40,11 @@ def whole(path: Path) -> Iterator[Path]:
     format by them; the last one in lower case, as not all know it in capitals. The
     parent folder is made. An existing file is replaced; an existing folder too. The name
     is drawn: in containers every command has the same process number. What killed commands
-    have left of the same file is removed.
+    have left in the folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{path.stem}{path.suffix.lower()}"
-    for left in path.parent.glob(f".partial-{'?' * 8}-{glob.escape(own)}"):
-        with contextlib.suppress(OSError):  # another command may remove it, or another user may have made it
-            if time.time() - left.stat().st_mtime > LEFT_OVER_S:
-                remove(left)
-    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{own}")
+    _clear_left(path.parent)
+    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{path.stem}{path.suffix.lower()}")
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
@@ -59,6 +55,15 @@ def whole(path: Path) -> Iterator[Path]:
         _to_disk(path.parent)
     finally:
         remove(temporary)
+
+
+@functools.cache
+def _clear_left(folder: Path) -> None:
+    """Remove what killed commands have left in a folder: once a process, as a folder may hold 50,000 files."""
+    for left in folder.glob(f".partial-{'?' * 8}-*"):
+        with contextlib.suppress(OSError):  # another command may remove it, or another user may have made it
+            if time.time() - left.stat().st_mtime > LEFT_OVER_S:
+                remove(left)
 
 
 def _to_disk(path: Path) -> None:
@@ -78,7 +83,10 @@ def _to_disk(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a folder; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except PermissionError as error:  # it names the innermost file, without its folder
+            raise PermissionError(error.errno, error.strerror, str(path)) from error
     else:
         path.unlink(missing_ok=True)
 
@@ -151,6 +159,8 @@ def locked(folder: Path, advice: str, *, wait: bool = False) -> Iterator[None]:
     try:
         place = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what may be written to
     except PermissionError:
+        if not lock.exists():
+            raise
         place = os.open(lock, os.O_RDONLY)  # the file stays, and belongs to the first of several users
     with open(place) as stream:
         try:

@@ -232,7 +232,8 @@ def write_image(path: Path, data: np.ndarray, *, like: Image, made_by: str = "")
     Args:
       path: its suffix chooses the format: .nii, .nii.gz, .nrrd or .mha.
       data: on the image's grid; floats are stored as float32, bool and integers in 0..255 as uint8, others as they are.
-      like: the image; NIfTI to NIfTI keeps its header.
+      like: the image; NIfTI to NIfTI keeps its header, but for extensions, intent and the name of a database, which may
+        hold a patient's name.
       made_by: what made it, for the header (`descrip`; in NRRD and MetaImage a field `made_by`), up to 79 characters;
         a NIfTI header then has the `scan_note` of the image, too (`aux_file`).
 
@@ -277,6 +278,10 @@ def _to_nifti(data: np.ndarray, like: Image, made_by: str) -> nibabel.Nifti1Imag
         header.set_xyzt_units("mm")
         header.set_sform(like.volume.affine, code="scanner")
         header.set_qform(like.volume.affine, code="scanner")
+    header.extensions.clear()  # comments, histories, copies of DICOM headers: they may name the patient
+    if "db_name" in header.keys():  # noqa: SIM118 - a header is no mapping; version 2 has no such field
+        header["db_name"] = b""
+    header.set_intent("none")
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
     if made_by:

@@ -16,7 +16,7 @@ from typing import Any
 
 from femur_tf import command, files
 from femur_tf.errors import DataError, WriteError
-from femur_tf.image_errors import library
+from femur_tf.image_errors import library, listed
 from femur_tf.jobs import Job
 from femur_tf.origin import Origin
 from femur_tf.quality import Quality
@@ -110,7 +110,7 @@ def flagged(path: Path | None, passed: Sequence[Job], *, strict: bool) -> list[s
         command.warn(f"{path}: look at the masks of an earlier run too: {', '.join(doubtful)}")
     if strict and unknown:
         command.warn(
-            f"Not judged, as they have masks and no report names them: {', '.join(unknown)}. "
+            f"Not judged, as they have masks and no report names them: {listed(unknown)}. "
             "Pass the --report of the run that made them."
         )
     return doubtful

@@ -21,6 +21,10 @@ from femur_tf.errors import DataError
 from femur_tf.measures import AXES, BORDERS, Profile, profile
 from femur_tf.volume import Volume
 
+FEW = 25
+TAIL = 0.038
+"""Of so many cases the least and the most are usual. Of more, ever more of either end is left out, up to this share:
+the extremes of a large cohort are its failures (docs/quality.md, large cohorts)."""
 MARGIN = 1.0
 """Limits lie this many spreads (highest less lowest) beyond the cases of the cohort. A new case of the same kind is
 beyond the extremes of eleven cases, in a measure that is normally distributed, once in six, and beyond such limits
@@ -175,10 +179,12 @@ def _limits(values: np.ndarray, measure: Measure) -> Limits | None:
     known = values[np.isfinite(values)]
     if not known.size:
         return None
-    spread = max(float(known.max() - known.min()), measure.least_spread * float(np.median(known)), measure.least)
+    tail = TAIL * max(0.0, 1 - (FEW - 1) / max(1, known.size - 1))
+    least, most = (float(one) for one in np.quantile(known, (tail, 1 - tail)))
+    spread = max(most - least, measure.least_spread * float(np.median(known)), measure.least)
     margin = MARGIN * max(1.0, ENOUGH / known.size) * spread
-    low = measure.enough * float(known.min()) if measure.enough else float(known.min()) - margin
-    return Limits(max(0.0, low), float(known.max()) + margin)
+    low = measure.enough * least if measure.enough else least - margin
+    return Limits(max(0.0, low), most + margin)
 
 
 def _reason(name: str, value: float, limits: Limits | None) -> str | None:

@@ -184,10 +184,11 @@ def _callbacks(
     """Return what happens around the epochs. The last one saves what the others decided."""
     # Calibration mends what the loss would count against a network too sure of itself; the AUC is blind to it.
     stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=settings.patience) if validated else None
+    for part in ("train", "validation"):  # TensorFlow would make them its user's alone, whatever the umask
+        (folder / "logs" / part).mkdir(parents=True, exist_ok=True)
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
     saved = Checkpoint(folder, state, progress, stopping)
-    finite = Finite(folder, progress)
-    return [progress, finite, *([stopping] if stopping else []), board, *further, saved]
+    return [progress, Finite(folder, progress), *([stopping] if stopping else []), board, *further, saved]
 
 
 def limited(chosen: int | None, bounds: Bounds, settings: config.TrainConfig, there: int) -> int:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,7 +242,7 @@ def test_what_killed_commands_have_left_is_removed_after_a_day(tmp_path):
     for name in names[::2]:
         os.utime(tmp_path / name, (0, time.time() - files.LEFT_OVER_S - 10))
     files.write_text(tmp_path / "a.json", "{}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*names[1:], "a.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[1], "a.json"]
 
 
 @pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.ENOSYS])
@@ -262,3 +263,21 @@ def test_another_error_of_a_lock_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(OSError, match="Input/output"), files.locked(tmp_path / "work", "Wait."):
         pass
+
+
+def test_a_folder_that_may_not_be_written_to_is_no_place_for_a_lock(tmp_path, monkeypatch):
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match="Permission denied"), files.locked(tmp_path / "run", "Wait."):
+        pass
+
+
+def test_what_may_not_be_removed_is_named_with_its_place(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "state.json")
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        files.remove(tmp_path)

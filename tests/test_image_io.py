@@ -1341,3 +1341,16 @@ def test_integers_are_stored_small_where_they_fit(tmp_path, values, expected):
     like = Image(Volume(np.zeros((2, 1, 1)), np.eye(4)), Path("scan"))
     write_image(tmp_path / "a.nii", np.reshape(values, (2, 1, 1)), like=like)
     assert read_image(tmp_path / "a.nii").volume.data.dtype == expected
+
+
+def test_what_a_header_says_of_a_patient_does_not_go_into_a_mask(tmp_path):
+    image = nibabel.Nifti1Image(_data(), np.eye(4))
+    image.header["db_name"] = b"Mueller"
+    image.header.set_intent("none", name="Mueller")
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Mueller"))
+    nibabel.save(image, tmp_path / "scan.nii")
+    assert b"Mueller" in (tmp_path / "scan.nii").read_bytes()
+    scan = read_image(tmp_path / "scan.nii")
+    write_image(tmp_path / "mask.nii", scan.volume.data > 60, like=scan)
+    assert b"Mueller" not in (tmp_path / "mask.nii").read_bytes()
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.nii").volume.affine, np.eye(4))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from femur_tf import config_json, measures, quality
 from femur_tf.measures import Profile
@@ -164,3 +165,13 @@ def test_a_scan_without_body_has_no_distance():
     black = dataclasses.replace(profile(), quantiles=dict.fromkeys(quality.DISTANCES, ()))
     found = quality.judge(black, cohort())
     assert math.isnan(found.measures["grey_distance"])
+
+
+@pytest.mark.parametrize(("count", "deviations"), [(11, 5.07), (25, 6.16), (100, 5.50), (450, 5.36), (2000, 5.33)])
+def test_limits_do_not_grow_with_the_cohort(count, deviations):
+    """Its extremes do: of 450 normally distributed cases limits beyond them would lie nine deviations away."""
+    spread = 5_000.0
+    volumes = 100_000 + spread * stats.norm.ppf((np.arange(count) + 0.5) / count)
+    limits = quality.build([profile(volume_mm3=float(v)) for v in volumes]).limits["volume_mm3"]
+    assert (limits.high - 100_000) / spread == pytest.approx(deviations, abs=0.01)
+    assert limits.high - 100_000 == pytest.approx(100_000 - limits.low)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -515,6 +516,26 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(written, tmp_path):
     with killed_after(before.epoch + 2), pytest.raises(Killed):
         training.train(written, folder, endless)
     assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, before.epoch + 3))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_user_stays_and_the_training_goes_on(tmp_path, written, monkeypatch):
+    remove = files.remove
+
+    def of_another(path):
+        if path.name.startswith("epoch-"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        remove(path)
+
+    monkeypatch.setattr(files, "remove", of_another)
+    before = os.umask(0o002)
+    try:
+        training.train(written, tmp_path / "run", settings(epochs=2))
+    finally:
+        os.umask(before)
+    assert [path.name for path in callbacks.checkpoints(tmp_path / "run")] == ["epoch-0001", "epoch-0002"]
+    logs = tmp_path / "run" / "logs"
+    assert {path.stat().st_mode & 0o777 for path in (logs, logs / "train", logs / "validation")} == {0o775}
 
 
 def test_a_checkpoint_that_is_half_removed_does_not_count(tmp_path):
