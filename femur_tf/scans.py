@@ -264,6 +264,8 @@ def show(results: Sequence[Result]) -> None:
         for r in results
     ]
     command.table("Femur masks", ("scan", "cm3", "parts", "reasons to look", "network s", "all s", "file"), rows)
+    if len(results) > 1:
+        command.say(f"{len(results)} masks, {sum(r.quality.flagged for r in results)} of them to look at.")
 
 
 def status(results: Sequence[Result], *, failed: int, strict: bool, earlier: Sequence[str] = ()) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,12 +110,21 @@ def main(arguments: SegmentArguments) -> int:
     return scans.status(results, failed=failed, strict=arguments.strict, earlier=earlier)
 
 
+def _left(start: float, done: int, of: int) -> str:
+    """Return the time that is left, as after a number, where scans are done; start is of `time.monotonic`."""
+    if not done:
+        return ""
+    left_s = (time.monotonic() - start) / done * (of - done)
+    return f", {dt.timedelta(seconds=round(left_s))} left"
+
+
 def _segment_all(todo: Todo, bundle: Bundle, arguments: SegmentArguments, results: list[Result]) -> int:
     """Segment the scans one by one, add each to the results, and return how many of a folder's failed."""
     failed = 0
     coming = scans.ahead(todo.jobs, bundle.settings.data, arguments.prediction.max_memory)
+    start = time.monotonic()
     for number, (job, scan) in enumerate(coming, start=1):
-        command.say(f"{job.name} ({number} of {len(todo.jobs)})")
+        command.say(f"{job.name} ({number} of {len(todo.jobs)}{_left(start, number - 1, len(todo.jobs))})")
         try:
             results.append(segment(job, scan.result(), bundle, arguments, another=number < len(todo.jobs)))
         except DataError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import bright
@@ -281,6 +282,15 @@ def test_a_scan_of_the_models_own_spacing_says_nothing_of_it(tmp_path, model, ca
     run(bright.save(tmp_path / "scan.nii.gz", tiny.scan("a")), tmp_path / "mask.nii.gz", model)
     shown = capsys.readouterr()
     assert "resampled" not in shown.out + shown.err
+
+
+def test_the_time_left_and_the_masks_to_look_at_are_said(tmp_path, model, capsys):
+    for name in "ab":
+        bright.save(tmp_path / "scans" / f"{name}.nii.gz", tiny.scan(name))
+    run(tmp_path / "scans", tmp_path / "masks", model)
+    said = capsys.readouterr().out
+    assert "a (1 of 2)" in said and re.search(r"b \(2 of 2, 0:00:\d\d left\)", said)
+    assert re.search(r"2 masks, \d of them to look at\.", said)
 
 
 def test_an_existing_mask_is_kept_without_overwrite(tmp_path, model):
