@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import tensorflow as tf
@@ -25,8 +24,10 @@ def first_of_each_case(folder: Path, manifest: Manifest, part: str, limit: int) 
 
 def concatenated(chosen: list[tuple[list[str], int]]) -> tf.data.Dataset:
     """Return the first serialized examples of each list of shards, one list after the other."""
-    parts = [tf.data.TFRecordDataset(names).take(count) for names, count in chosen]
-    return functools.reduce(tf.data.Dataset.concatenate, parts)
+    # One dataset of lists: concatenated one by one, hundreds of cases would make as deep a chain.
+    names, counts = tf.ragged.constant([names for names, _ in chosen]), tf.constant([n for _, n in chosen], tf.int64)
+    lists = tf.data.Dataset.from_tensor_slices((names, counts))
+    return lists.flat_map(lambda some, count: tf.data.TFRecordDataset(some).take(count))
 
 
 def redraw(label: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
