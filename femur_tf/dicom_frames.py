@@ -6,6 +6,8 @@ grey values of all frames as those of the first (2.5.7). So the groups of the fr
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,12 +84,14 @@ def read(place: Path, paths: Sequence[Path]) -> tuple[sitk.Image, Sequence[Mappi
         header_geometry.check(names, slices)
     with library(place):
         image = sitk.GetImageFromArray(np.concatenate(parts)[order])
-    image.SetOrigin(_floats(slices[0], header_geometry.POSITION))
-    rows, columns = np.reshape(_floats(slices[0], header_geometry.ORIENTATION), (2, 3))
+    numbers = functools.partial(header_geometry.numbers, names[0], slices[0])
+    first_mm = numbers(header_geometry.POSITION)
+    image.SetOrigin(first_mm)
+    rows, columns = np.reshape(numbers(header_geometry.ORIENTATION), (2, 3))
     image.SetDirection(np.column_stack([rows, columns, np.cross(rows, columns)]).ravel().tolist())
-    between_rows, between_columns = _floats(slices[0], header_geometry.SPACING)
-    ends_mm = [np.array(_floats(tags, header_geometry.POSITION)) for tags in (slices[0], slices[-1])]
-    between_mm = float(np.linalg.norm(ends_mm[1] - ends_mm[0])) / (len(slices) - 1) if len(slices) > 1 else 1.0
+    between_rows, between_columns = numbers(header_geometry.SPACING)
+    last_mm = header_geometry.numbers(names[-1], slices[-1], header_geometry.POSITION)
+    between_mm = math.dist(first_mm, last_mm) / (len(slices) - 1) if len(slices) > 1 else 1.0
     image.SetSpacing([between_columns, between_rows, between_mm])
     return image, slices
 
@@ -140,8 +144,3 @@ def _rescale(tags: Mapping[str, str], which: int) -> float:
     if not np.isfinite(value) or (which == 1 and value == 0):
         raise ValueError(f"expected a finite intercept and slope, and none of 0. Received: {text}. Export it again.")
     return value
-
-
-def _floats(tags: Mapping[str, str], tag: str) -> list[float]:
-    """Return the numbers of a tag, which were checked."""
-    return [float(part) for part in tags[tag].split("\\")]

@@ -65,7 +65,7 @@ def check(names: Sequence[str], slices: Sequence[Mapping[str, str]]) -> None:
                 f"expected one slice a file. Received: {name} with {frames} frames. Convert it to NIfTI first, for "
                 "instance with dcm2niix."
             )
-    values = {tag: np.array([_numbers(n, s, tag) for n, s in zip(names, slices, strict=True)]) for tag in GEOMETRY}
+    values = {tag: np.array([numbers(n, s, tag) for n, s in zip(names, slices, strict=True)]) for tag in GEOMETRY}
     for tag in (ORIENTATION, SPACING):
         other = np.flatnonzero(np.abs(values[tag] - values[tag][0]).max(axis=1) > ALIKE)
         if other.size:
@@ -91,13 +91,17 @@ def order(names: Sequence[str], slices: Sequence[Mapping[str, str]]) -> list[int
     """
     if not slices:
         raise ValueError(f"expected the geometry of each frame. Received: none. {AGAIN}")
-    rows, columns = np.reshape(_numbers(names[0], slices[0], ORIENTATION), (2, 3))
-    position_mm = np.array([_numbers(name, tags, POSITION) for name, tags in zip(names, slices, strict=True)])
+    rows, columns = np.reshape(numbers(names[0], slices[0], ORIENTATION), (2, 3))
+    position_mm = np.array([numbers(name, tags, POSITION) for name, tags in zip(names, slices, strict=True)])
     return [int(k) for k in np.argsort(position_mm @ np.cross(rows, columns), kind="stable")]
 
 
-def _numbers(name: str, tags: Mapping[str, str], tag: str) -> list[float]:
-    """Return the numbers of a tag."""
+def numbers(name: str, tags: Mapping[str, str], tag: str) -> list[float]:
+    """Return the numbers of a tag of `GEOMETRY` that a slice has.
+
+    Raises:
+      ValueError: none, or not so many finite ones as it has.
+    """
     word, count = GEOMETRY[tag]
     try:
         found = [float(part) for part in tags[tag].split("\\")]

@@ -158,19 +158,16 @@ def _settle_lone_maps(wanted: list[Job]) -> None:
     Raises:
       DataError: maps that are not known to be of their scans.
     """
-    lone = []
-    for job in wanted:
-        if job.probability and job.probability.exists():
-            if image_io.read_made_of(job.probability) == image_io.scan_note(job.image):
-                files.remove(job.probability)
-            else:
-                lone.append(job.probability)
+    maps = {job.probability: job.image for job in wanted if job.probability and job.probability.exists()}
+    lone = [path for path, scan in maps.items() if image_io.read_made_of(path) != image_io.scan_note(scan)]
     if lone:
         names = listed([path.name for path in lone], 3)
         raise DataError(
             f"{lone[0].parent}: expected maps of scans with masks alone. Received: {names}, without a mask. Move maps "
             "of other scans, or of another program, away, or pass --overwrite, which replaces every mask and map."
         )
+    for path in maps:
+        files.remove(path)
 
 
 @dataclasses.dataclass(frozen=True)

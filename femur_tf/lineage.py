@@ -17,6 +17,8 @@ from pathlib import Path
 from femur_tf import config, files, records, study
 from femur_tf.errors import DataError, typed
 
+PSEUDONYM = "case-"
+"""Begins what stands for the name of a case."""
 NAME = "lineage.json"
 FORMAT_VERSION = 1
 
@@ -122,9 +124,6 @@ def require_same(run: Path, wanted: Lineage) -> None:
         f"{run / NAME}: expected the records that this run began with. Received: others of {', '.join(differing)}. "
         "Choose another name with --run, or start it anew with --overwrite."
     )
-
-
-PSEUDONYM = "case-"
 
 
 def pseudonym(name: str) -> str:
